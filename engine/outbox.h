@@ -1,0 +1,41 @@
+// Bounded queue of events from the engine thread to the request's owner. Thread-safe.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "engine/event.h"
+
+namespace espalier {
+
+// Told after new events were pushed. Called on the engine thread: must return at once, and may be
+// called once more after the owner popped TreeFinished, so the owner keeps it alive until then.
+class OutputSink {
+ public:
+  virtual ~OutputSink() = default;
+  virtual void OnEvents() = 0;
+};
+
+class Outbox {
+ public:
+  Outbox(size_t capacity, std::shared_ptr<OutputSink> sink);
+
+  // Engine thread. Never refuses: the engine looks at `full` before it schedules a tree's branches,
+  // so a queue exceeds its capacity by at most one step's events.
+  void Push(TreeEvent event);
+  bool full() const;
+  void Notify();  // tells the sink, after a step
+
+  // Owner.
+  std::optional<TreeEvent> Pop();
+
+ private:
+  const size_t capacity_;
+  const std::shared_ptr<OutputSink> sink_;
+  mutable std::mutex mutex_;
+  std::deque<TreeEvent> events_;
+};
+
+}  // namespace espalier

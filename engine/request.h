@@ -1,0 +1,58 @@
+// What a client asks for, free of protobuf. A request is a tree of prompt nodes, parents first.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "model/tokenizer/tokenizer.h"
+
+namespace espalier {
+
+struct SamplingParams {
+  float temperature = 1.0f;  // 0: greedy
+  int top_k = 0;             // 0: off
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  float repetition_penalty = 1.0f;  // over the whole path
+  float frequency_penalty = 0.0f;   // over generated tokens
+  float presence_penalty = 0.0f;    // over generated tokens
+  std::vector<std::pair<int32_t, float>> logit_bias;
+};
+
+struct Generation {
+  int n = 1;
+  SamplingParams sampling;
+  std::optional<int> max_tokens;  // unset: 256, capped by the context; set: over the context is an error
+  int min_tokens = 0;
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;
+  bool include_stop_str_in_output = false;
+  bool ignore_eos = false;
+  // Unset: none. 0: of the chosen token. k: also of the k most likely.
+  std::optional<int> logprobs;
+};
+
+struct PromptNode {
+  int parent = -1;  // index of an earlier node; -1: the root (exactly one, the first)
+  std::string id;   // client's label; unique in the tree; empty: the node's index
+  std::variant<std::string, std::vector<int32_t>, std::vector<ChatMessage>> content;
+  std::optional<Generation> generation;
+  // A continuation whose tokens' log-probabilities are wanted instead of a generation.
+  bool score = false;
+};
+
+struct TreeRequest {
+  std::string request_id;  // a label, never a key
+  int priority = 0;        // higher first
+  std::string cache_salt;
+  std::optional<uint64_t> seed;  // drawn and echoed when unset
+  std::optional<absl::Time> deadline;
+  std::vector<PromptNode> nodes;
+};
+
+}  // namespace espalier

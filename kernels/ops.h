@@ -1,0 +1,108 @@
+// THE list of ops: a params struct and a function each. ops.cc switches on the context's device.
+//
+// Activations are fp32 on the CPU, row-major and contiguous. `rows` is the number of flattened
+// tokens of the step. Preconditions are the caller's duty (ESPALIER_CHECK); ops never allocate
+// once their scratch has grown.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention/kv_view.h"
+#include "kernels/core/matrix.h"
+#include "kernels/runtime/context.h"
+
+namespace espalier {
+struct TreePlan;
+}
+
+namespace espalier::kernels {
+
+// out[r] = dequantised row token_ids[r] of table.
+struct EmbeddingParams {
+  ConstMatrix table;         // [vocab, hidden], any dtype
+  const int32_t* token_ids;  // [rows], each in [0, vocab)
+  int rows;
+  float* out;                // [rows, hidden]
+};
+void Embedding(const Context& ctx, const EmbeddingParams& p);
+
+// out = x / sqrt(mean(x^2) + eps) * weight; with residual: x += residual first, in place.
+struct RmsNormParams {
+  float* x;               // [rows, hidden]; written when residual is given
+  const float* residual;  // [rows, hidden] or null
+  const float* weight;    // [hidden]
+  float eps;
+  int rows;
+  int hidden;
+  float* out;             // [rows, hidden]
+};
+void RmsNorm(const Context& ctx, const RmsNormParams& p);
+
+// out = x * weight^T (+ bias). Weight rows are output features.
+struct MatMulParams {
+  const float* x;      // [rows, weight.cols]
+  ConstMatrix weight;  // [out_features, in_features], any dtype
+  const float* bias;   // [out_features] or null
+  int rows;
+  float* out;          // [rows, weight.rows]
+};
+void MatMul(const Context& ctx, const MatMulParams& p);
+
+// Rotates q in place and k on its way into the cache; stores k and v at kv_slots. Pairs are
+// (i, i + head_dim / 2) of each head, as Hugging Face checkpoints expect.
+// A row with a non-finite k or v element has that element stored as 0 and row_bad[r] set to 1.
+struct RopeStoreKvParams {
+  float* q;                  // [rows, num_heads * head_dim]
+  const float* k;            // [rows, num_kv_heads * head_dim]
+  const float* v;            // [rows, num_kv_heads * head_dim]
+  const int32_t* positions;  // [rows]
+  const int64_t* kv_slots;   // [rows], -1: rotate q only, store nothing
+  const float* inv_freq;     // [head_dim / 2], after rope scaling
+  float rope_magnitude;      // factor on cos and sin; 1 unless the scaling says otherwise
+  int rows;
+  int num_heads;
+  KvLayerView kv;
+  uint8_t* row_bad;          // [rows]
+};
+void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p);
+
+// Attention of the plan's queries over their paths, softmax scale 1 / sqrt(head_dim) unless given.
+struct TreeAttentionParams {
+  const float* q;        // [num_queries, num_heads, head_dim], in the shape's query order
+  KvLayerView kv;
+  const TreePlan* plan;
+  int num_heads;
+  float scale;
+  float* out;            // [num_queries, num_heads, head_dim]
+};
+void TreeAttention(const Context& ctx, const TreeAttentionParams& p);
+
+// out = silu(gate) * up, where each row of gate_up is [gate | up].
+struct SwiGluParams {
+  const float* gate_up;  // [rows, 2 * intermediate]
+  int rows;
+  int intermediate;
+  float* out;            // [rows, intermediate]
+};
+void SwiGlu(const Context& ctx, const SwiGluParams& p);
+
+// out[i] = x[indices[i]].
+struct GatherRowsParams {
+  const float* x;          // [any, cols]
+  const int32_t* indices;  // [rows]
+  int rows;
+  int cols;
+  float* out;              // [rows, cols]
+};
+void GatherRows(const Context& ctx, const GatherRowsParams& p);
+
+// Copies K and V of slot from[i] to slot to[i] of one layer. No slot is both read and written.
+struct CopySlotsParams {
+  KvLayerView kv;
+  const int64_t* from;  // [count]
+  const int64_t* to;    // [count]
+  int count;
+};
+void CopySlots(const Context& ctx, const CopySlotsParams& p);
+
+}  // namespace espalier::kernels

@@ -1,1 +1,2 @@
-set(ESPALIER_CPU_SOURCES)
+set(ESPALIER_CPU_SOURCES
+    core/dtype.cc)

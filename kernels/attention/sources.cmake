@@ -1,1 +1,2 @@
-set(ESPALIER_ATTENTION_SOURCES)
+set(ESPALIER_ATTENTION_SOURCES
+  attention/tree_shape.cc)

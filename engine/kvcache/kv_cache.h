@@ -1,8 +1,10 @@
-// Owns the memory of the KV pages, one K and one V buffer a layer, zeroed once.
+// Owns the memory of the KV pages, one K and one V buffer a layer, zeroed once. All of it is
+// committed at start-up: a server that has started does not run out of memory for KV later, and no
+// step takes a page fault.
 #pragma once
 
+#include <cstddef>
 #include <memory>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/attention/kv_view.h"
@@ -11,20 +13,26 @@ namespace espalier {
 
 class KvCache {
  public:
-  // RESOURCE_EXHAUSTED names the bytes wanted when memory cannot be had.
+  // RESOURCE_EXHAUSTED names the bytes wanted when memory cannot be had; INVALID_ARGUMENT the
+  // field of a layout that describes no cache.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(const KvLayout& layout, int num_pages);
   ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
 
   const KvLayout& layout() const { return layout_; }
   int num_pages() const { return num_pages_; }
   KvLayerView layer(int index) const;
 
  private:
-  KvCache(const KvLayout& layout, int num_pages);
+  KvCache(const KvLayout& layout, int num_pages, std::byte* memory, size_t memory_bytes);
+
+  size_t buffer_bytes() const;
 
   KvLayout layout_;
   int num_pages_;
-  std::vector<float*> buffers_;  // (the implementer chooses the owning type)
+  std::byte* memory_;  // one mapping: K of layer 0, V of layer 0, K of layer 1, ...
+  size_t memory_bytes_;
 };
 
 }  // namespace espalier

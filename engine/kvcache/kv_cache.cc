@@ -1,0 +1,94 @@
+#include "engine/kvcache/kv_cache.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "engine/kvcache/available_memory.h"
+#include "kernels/core/check.h"
+
+namespace espalier {
+namespace {
+
+absl::Status CheckLayout(const KvLayout& layout, int num_pages) {
+  const std::pair<const char*, int> fields[] = {{"num_layers", layout.num_layers},
+                                                {"num_kv_heads", layout.num_kv_heads},
+                                                {"head_dim", layout.head_dim},
+                                                {"page_size", layout.page_size},
+                                                {"num_pages", num_pages}};
+  for (const auto& [name, value] : fields) {
+    if (value <= 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("KV cache: ", name, " is ", value, ", must be at least 1"));
+    }
+  }
+  if (layout.dtype != DType::kF32 && layout.dtype != DType::kF16 && layout.dtype != DType::kBF16) {
+    const std::string_view name = Info(layout.dtype).name;
+    return absl::InvalidArgumentError(
+        absl::StrCat("KV cache: dtype is ", std::string(name), ", must be F32, F16 or BF16"));
+  }
+  return absl::OkStatus();
+}
+
+// 0: more than a size_t can say.
+size_t TotalBytes(const KvLayout& layout, int num_pages) {
+  size_t bytes = BytesOf(layout.dtype, 1);
+  for (int factor :
+       {layout.num_kv_heads, layout.head_dim, layout.page_size, layout.num_layers, 2, num_pages}) {
+    if (__builtin_mul_overflow(bytes, static_cast<size_t>(factor), &bytes)) return 0;
+  }
+  return bytes;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const KvLayout& layout, int num_pages) {
+  if (absl::Status status = CheckLayout(layout, num_pages); !status.ok()) return status;
+  const size_t bytes = TotalBytes(layout, num_pages);
+  const int64_t available = AvailableMemoryBytes();
+  if (bytes == 0 || bytes > static_cast<size_t>(available)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("KV cache: ", num_pages, " pages need ",
+                     bytes == 0 ? "more than 2^64" : absl::StrCat(bytes), " bytes, ", available,
+                     " are available"));
+  }
+  void* memory =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, /*fd=*/-1, 0);
+  if (memory == MAP_FAILED) {
+    return absl::ResourceExhaustedError(absl::StrCat("KV cache: cannot map ", bytes, " bytes for ",
+                                                     num_pages, " pages: ", std::strerror(errno)));
+  }
+  // Advice only: a kernel without huge pages is slower, not wrong.
+  madvise(memory, bytes, MADV_HUGEPAGE);
+  std::memset(memory, 0, bytes);
+  return std::unique_ptr<KvCache>(
+      new KvCache(layout, num_pages, static_cast<std::byte*>(memory), bytes));
+}
+
+KvCache::KvCache(const KvLayout& layout, int num_pages, std::byte* memory, size_t memory_bytes)
+    : layout_(layout), num_pages_(num_pages), memory_(memory), memory_bytes_(memory_bytes) {}
+
+KvCache::~KvCache() { munmap(memory_, memory_bytes_); }
+
+size_t KvCache::buffer_bytes() const { return memory_bytes_ / (2 * layout_.num_layers); }
+
+KvLayerView KvCache::layer(int index) const {
+  ESPALIER_CHECK(index >= 0);
+  ESPALIER_CHECK(index < layout_.num_layers);
+  std::byte* k = memory_ + 2 * index * buffer_bytes();
+  return {.k = k,
+          .v = k + buffer_bytes(),
+          .num_pages = num_pages_,
+          .num_kv_heads = layout_.num_kv_heads,
+          .head_dim = layout_.head_dim,
+          .page_size = layout_.page_size,
+          .dtype = layout_.dtype};
+}
+
+}  // namespace espalier

@@ -1,0 +1,1 @@
+"""The load tester: what to send (shapes), sending it (runner), what came of it (report, plot)."""

@@ -1,0 +1,124 @@
+"""A TreeDecoder with canned answers on a free loopback port."""
+
+import concurrent.futures
+from collections.abc import Iterator
+
+import grpc
+
+from espalier.v1 import (
+    generate_pb2,
+    introspection_pb2,
+    prompt_pb2,
+    score_pb2,
+    tokenize_pb2,
+    tree_decoder_pb2_grpc,
+)
+from espalier_client.tree_request import nodes_with_ids
+
+
+class FakeServer(tree_decoder_pb2_grpc.TreeDecoderServicer):
+    """Each branch of a Generate answers "<node id>/<sample>" and stops; `requests` keeps all calls.
+
+    A request whose root's text is "bad" is refused with INVALID_ARGUMENT.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[generate_pb2.GenerateRequest] = []
+        self._server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=8))
+        tree_decoder_pb2_grpc.add_TreeDecoderServicer_to_server(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+
+    def __enter__(self) -> "FakeServer":
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(grace=None).wait()
+
+    def Generate(self, request, context) -> Iterator[generate_pb2.GenerateEvent]:
+        self.requests.append(request)
+        if request.root.text == "bad":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "root.text: bad is not allowed")
+        yield from canned_events(request)
+
+    def Score(self, request, context) -> score_pb2.ScoreResponse:
+        answer = score_pb2.ScoreResponse()
+        for index, _ in enumerate(request.continuations):
+            answer.scores.add(sum_logprob=-5.0 + index, mean_logprob=-2.5 + index / 2, num_tokens=2)
+        return answer
+
+    def Tokenize(self, request, context) -> tokenize_pb2.TokenizeResponse:
+        return tokenize_pb2.TokenizeResponse(token_ids=request.text.encode())
+
+    def GetModelInfo(self, request, context) -> introspection_pb2.GetModelInfoResponse:
+        return introspection_pb2.GetModelInfoResponse(name="fake", vocab_size=100)
+
+
+def canned_events(
+    request: generate_pb2.GenerateRequest,
+) -> list[generate_pb2.GenerateEvent]:
+    """What FakeServer streams; children continue every branch above them, as in the real server."""
+    event = generate_pb2.GenerateEvent
+    events = [event(tree_started=generate_pb2.TreeStarted(tree_id="feed", seed=request.seed))]
+    ends: dict[str, list[int | None]] = {}  # node id -> branches that its children continue
+    num_branches = 0
+    for node_id, parent, node in nodes_with_ids(request.root):
+        above = [None] if parent is None else ends[parent]
+        ends[node_id] = above
+        if node.score:
+            for branch in above:
+                scored = generate_pb2.NodeScored(node_id=node_id, parent_branch_id=branch)
+                scored.logprobs.add(token_id=1, logprob=-1.5)
+                scored.logprobs.add(token_id=2, logprob=-0.25)
+                events.append(event(node_scored=scored))
+        if not node.HasField("generation"):
+            continue
+        ends[node_id] = []
+        for branch in above:
+            for sample in range(_n(node.generation)):
+                text = f" {node_id}/{sample}"
+                events.extend(_branch_events(num_branches, branch, node_id, sample, text))
+                ends[node_id].append(num_branches)
+                num_branches += 1
+    usage = generate_pb2.Usage(
+        prompt_tokens=100,
+        cached_tokens=40,
+        completion_tokens=2 * num_branches,
+        kv_tokens_read_unique=1000,
+        kv_tokens_read_logical=4000,
+        total_ms=500,
+    )
+    events.append(event(tree_finished=generate_pb2.TreeFinished(usage=usage)))
+    return events
+
+
+def _branch_events(
+    branch_id: int, parent: int | None, node_id: str, sample: int, text: str
+) -> list[generate_pb2.GenerateEvent]:
+    event = generate_pb2.GenerateEvent
+    step = generate_pb2.StepTokens
+    tokens = generate_pb2.BranchTokens
+    return [
+        event(
+            branch_started=generate_pb2.BranchStarted(
+                branch_id=branch_id,
+                parent_branch_id=parent,
+                node_id=node_id,
+                sample_index=sample,
+            )
+        ),
+        event(tokens=step(branches=[tokens(branch_id=branch_id, text=text[:2], token_ids=[1])])),
+        event(tokens=step(branches=[tokens(branch_id=branch_id, text=text[2:], token_ids=[2])])),
+        event(
+            branch_finished=generate_pb2.BranchFinished(
+                branch_id=branch_id,
+                finish_reason=generate_pb2.FINISH_REASON_STOP,
+                cumulative_logprob=-0.5,
+                completion_tokens=2,
+            )
+        ),
+    ]
+
+
+def _n(generation: prompt_pb2.Generation) -> int:
+    return generation.n if generation.HasField("n") else 1

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/attention/kv_view.h"
 #include "kernels/core/matrix.h"
@@ -48,9 +49,24 @@ struct MatMulParams {
 };
 void MatMul(const Context& ctx, const MatMulParams& p);
 
+// Several products of the same x, in one go: x is quantised once and the threads meet once.
+struct Projection {
+  ConstMatrix weight;  // [out_features, in_features], any dtype
+  const float* bias;   // [out_features] or null
+  float* out;          // [rows, out_features], rows out_stride elements apart
+  int64_t out_stride;
+};
+struct ProjectParams {
+  const float* x;                           // [rows, in_features]
+  std::span<const Projection> projections;  // all with the same in_features
+  int rows;
+};
+void Project(const Context& ctx, const ProjectParams& p);
+
 // Rotates q in place and k on its way into the cache; stores k and v at kv_slots. Pairs are
 // (i, i + head_dim / 2) of each head, as Hugging Face checkpoints expect.
-// A row with a non-finite k or v element has that element stored as 0 and row_bad[r] set to 1.
+// A row with a non-finite k or v element has that element stored as 0 and row_bad[r] set to 1; an
+// element beyond the KV type's largest value is stored as that value.
 struct RopeStoreKvParams {
   float* q;                  // [rows, num_heads * head_dim]
   const float* k;            // [rows, num_kv_heads * head_dim]

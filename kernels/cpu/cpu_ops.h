@@ -1,0 +1,16 @@
+// The CPU's implementation of kernels/ops.h.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace espalier::kernels::cpu {
+
+void Embedding(const Context& ctx, const EmbeddingParams& p);
+void RmsNorm(const Context& ctx, const RmsNormParams& p);
+void Project(const Context& ctx, const ProjectParams& p);
+void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p);
+void SwiGlu(const Context& ctx, const SwiGluParams& p);
+void GatherRows(const Context& ctx, const GatherRowsParams& p);
+void CopySlots(const Context& ctx, const CopySlotsParams& p);
+
+}  // namespace espalier::kernels::cpu

@@ -1,0 +1,115 @@
+// How large a tree can grow: the second half of validate.h.
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "engine/saturating.h"
+#include "engine/validate.h"
+#include "kernels/core/check.h"
+
+namespace espalier {
+namespace {
+
+int64_t Samples(const PromptNode& node) { return node.generation ? node.generation->n : 1; }
+
+// The longest path that runs through a node: to the end of its prompt and of its generation.
+struct Path {
+  int64_t prompt_end = 0;  // tokens
+  int64_t end = 0;
+  int64_t pages = 0;
+};
+
+// The generation's max_tokens, given how much of the context the path before it takes.
+absl::StatusOr<int> EffectiveMaxTokens(int index, const Generation& g, int64_t prompt_end,
+                                       const ModelFacts& model) {
+  const int64_t room = model.max_context - prompt_end;
+  const int64_t wanted = g.max_tokens ? *g.max_tokens : std::min<int64_t>(kDefaultMaxTokens, room);
+  if (wanted > room || wanted < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "nodes[", index, "].generation.max_tokens is ", std::max<int64_t>(wanted, 1),
+        " after up to ", prompt_end, " tokens on the path; the context has ", model.max_context));
+  }
+  if (g.min_tokens > wanted) {
+    return absl::InvalidArgumentError(absl::StrCat("nodes[", index, "].generation.min_tokens is ",
+                                                   g.min_tokens, "; must be at most ", wanted,
+                                                   ", what the context leaves"));
+  }
+  return static_cast<int>(wanted);
+}
+
+}  // namespace
+
+// Every branch of a generation is alive until the node's children take its place.
+int64_t MaxWidth(const TreeRequest& request) {
+  const std::vector<PromptNode>& nodes = request.nodes;
+  std::vector<int64_t> below(nodes.size(), 0);  // alive below one branch of the node
+  int64_t width = 0;
+  for (size_t i = nodes.size(); i-- > 0;) {
+    width = SaturatingMultiply(Samples(nodes[i]), std::max<int64_t>(below[i], 1));
+    if (i > 0) below[nodes[i].parent] = SaturatingAdd(below[nodes[i].parent], width);
+  }
+  return width;
+}
+
+absl::StatusOr<TreeExpansion> ExpandTree(const TreeRequest& request,
+                                         std::span<const int> node_tokens, const ModelFacts& model,
+                                         const Limits& limits) {
+  const std::vector<PromptNode>& nodes = request.nodes;
+  ESPALIER_CHECK(node_tokens.size() == nodes.size());
+  ESPALIER_CHECK(model.page_size > 0);
+  // Each prompt and each generation starts on a fresh page, as the children of a fork do.
+  const auto pages = [&](int64_t tokens) {
+    return (tokens + model.page_size - 1) / model.page_size;
+  };
+
+  TreeExpansion expansion;
+  expansion.nodes.resize(nodes.size());
+  std::vector<Path> paths(nodes.size());
+  for (int i = 0; i < static_cast<int>(nodes.size()); ++i) {
+    const PromptNode& node = nodes[i];
+    if (node_tokens[i] == 0 && (i == 0 || node.score)) {
+      return absl::InvalidArgumentError(absl::StrCat("nodes[", i,
+                                                     "] is 0 tokens; must be at least 1 for ",
+                                                     i == 0 ? "the root" : "a node to score"));
+    }
+    TreeExpansion::Node& grown = expansion.nodes[i];
+    grown.instances = i == 0 ? 1
+                             : SaturatingMultiply(expansion.nodes[node.parent].instances,
+                                                  Samples(nodes[node.parent]));
+    const Path before = i == 0 ? Path{} : paths[node.parent];
+    Path& path = paths[i];
+    path.prompt_end = before.end + node_tokens[i];
+    path.end = path.prompt_end;
+    path.pages = before.pages + pages(node_tokens[i]);
+    if (path.end > model.max_context) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("nodes[", i, "] is ", node_tokens[i], " tokens after up to ", before.end,
+                       " on the path; the context has ", model.max_context));
+    }
+    if (node.generation) {
+      const absl::StatusOr<int> max_tokens =
+          EffectiveMaxTokens(i, *node.generation, path.prompt_end, model);
+      if (!max_tokens.ok()) return max_tokens.status();
+      grown.max_tokens = *max_tokens;
+      path.end += *max_tokens;
+      path.pages += pages(*max_tokens);
+    }
+    if (path.pages > model.num_pages) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("nodes[", i, "] is up to ", path.end, " tokens deep and needs ", path.pages,
+                       " KV pages alone; the pool has ", model.num_pages));
+    }
+    expansion.path_pages = std::max(expansion.path_pages, path.pages);
+    const int64_t tokens = node_tokens[i] + Samples(node) * grown.max_tokens;
+    expansion.tokens = SaturatingAdd(expansion.tokens, SaturatingMultiply(grown.instances, tokens));
+  }
+  if (expansion.tokens > limits.max_tree_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("nodes: up to ", expansion.tokens,
+                     " tokens, prompt and max_tokens over all branches; must be at most ",
+                     limits.max_tree_tokens));
+  }
+  expansion.width = MaxWidth(request);
+  return expansion;
+}
+
+}  // namespace espalier

@@ -1,0 +1,266 @@
+#include "engine/validate.h"
+
+#include <cstddef>
+#include <string>
+#include <variant>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "engine/utf8.h"
+
+namespace espalier {
+namespace {
+
+// "nodes[3].generation.n is 300; must be from 1 to 256". Built only for what is refused.
+template <typename Value, typename... Rule>
+absl::Status Refuse(int node, absl::string_view field, const Value& value, const Rule&... rule) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("nodes[", node, "].", field, " is ", value, "; must be ", rule...));
+}
+
+absl::Status CheckLabel(absl::string_view field, absl::string_view label, const Limits& limits) {
+  if (label.size() > static_cast<size_t>(limits.max_label_bytes)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        field, " is ", label.size(), " bytes; must be at most ", limits.max_label_bytes));
+  }
+  return absl::OkStatus();
+}
+
+// What goes back to the client as text must be text.
+absl::Status CheckEchoed(absl::string_view field, const std::string& text) {
+  if (IsValidUtf8(text)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(field, " is not valid UTF-8"));
+}
+
+absl::Status CheckToken(int node, absl::string_view field, size_t index, int32_t token,
+                        const ModelFacts& model) {
+  if (token >= 0 && token < model.vocab_size) return absl::OkStatus();
+  return Refuse(node, absl::StrCat(field, "[", index, "]"), token, "from 0 to ",
+                model.vocab_size - 1, ", the vocabulary's last");
+}
+
+absl::Status CheckCount(int node, absl::string_view field, size_t count, int limit) {
+  if (count <= static_cast<size_t>(limit)) return absl::OkStatus();
+  return Refuse(node, field, absl::StrCat(count, " entries"), "at most ", limit);
+}
+
+absl::Status CheckRange(int node, absl::string_view field, float value, float low, float high) {
+  // Negated so that a NaN fails.
+  if (!(value >= low && value <= high)) {
+    return Refuse(node, field, value, "from ", low, " to ", high);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckAboveZero(int node, absl::string_view field, float value, float high) {
+  if (!(value > 0 && value <= high)) {
+    return Refuse(node, field, value, "greater than 0 and at most ", high);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSampling(int node, const SamplingParams& s, const ModelFacts& model,
+                           const Limits& limits) {
+  absl::Status status = CheckRange(node, "generation.temperature", s.temperature, 0, 100);
+  status.Update(CheckAboveZero(node, "generation.top_p", s.top_p, 1));
+  status.Update(CheckRange(node, "generation.min_p", s.min_p, 0, 1));
+  status.Update(CheckAboveZero(node, "generation.repetition_penalty", s.repetition_penalty, 10));
+  status.Update(CheckRange(node, "generation.frequency_penalty", s.frequency_penalty, -2, 2));
+  status.Update(CheckRange(node, "generation.presence_penalty", s.presence_penalty, -2, 2));
+  status.Update(
+      CheckCount(node, "generation.logit_bias", s.logit_bias.size(), limits.max_logit_bias));
+  if (!status.ok()) return status;
+  if (s.top_k < -1) return Refuse(node, "generation.top_k", s.top_k, "at least 0, or -1 for off");
+  for (const auto& [token, bias] : s.logit_bias) {
+    if (token < 0 || token >= model.vocab_size) {
+      return Refuse(node, "generation.logit_bias key", token, "from 0 to ", model.vocab_size - 1,
+                    ", the vocabulary's last");
+    }
+    status = CheckRange(node, absl::StrCat("generation.logit_bias[", token, "]"), bias, -100, 100);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckStops(int node, const Generation& g, const ModelFacts& model,
+                        const Limits& limits) {
+  absl::Status status = CheckCount(node, "generation.stop", g.stop.size(), limits.max_stop_strings);
+  status.Update(CheckCount(node, "generation.stop_token_ids", g.stop_token_ids.size(),
+                           limits.max_stop_token_ids));
+  if (!status.ok()) return status;
+  for (size_t i = 0; i < g.stop.size(); ++i) {
+    const std::string& stop = g.stop[i];
+    if (stop.empty() || stop.size() > static_cast<size_t>(limits.max_stop_bytes)) {
+      return Refuse(node, absl::StrCat("generation.stop[", i, "]"),
+                    absl::StrCat(stop.size(), " bytes"), "from 1 to ", limits.max_stop_bytes);
+    }
+    if (!IsValidUtf8(stop)) {
+      return CheckEchoed(absl::StrCat("nodes[", node, "].generation.stop[", i, "]"), stop);
+    }
+  }
+  for (size_t i = 0; i < g.stop_token_ids.size(); ++i) {
+    status = CheckToken(node, "generation.stop_token_ids", i, g.stop_token_ids[i], model);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckGeneration(int node, const Generation& g, const ModelFacts& model,
+                             const Limits& limits) {
+  if (g.n < 1 || g.n > limits.max_n) {
+    return Refuse(node, "generation.n", g.n, "from 1 to ", limits.max_n);
+  }
+  if (g.max_tokens && (*g.max_tokens < 1 || *g.max_tokens > model.max_context)) {
+    return Refuse(node, "generation.max_tokens", *g.max_tokens, "from 1 to ", model.max_context,
+                  ", the context");
+  }
+  const int max_tokens = g.max_tokens.value_or(kDefaultMaxTokens);
+  if (g.min_tokens < 0 || g.min_tokens > max_tokens) {
+    return Refuse(node, "generation.min_tokens", g.min_tokens, "from 0 to ", max_tokens,
+                  ", the node's max_tokens");
+  }
+  if (g.logprobs && (*g.logprobs < 0 || *g.logprobs > limits.max_logprobs)) {
+    return Refuse(node, "generation.logprobs", *g.logprobs, "from 0 to ", limits.max_logprobs);
+  }
+  absl::Status status = CheckSampling(node, g.sampling, model, limits);
+  status.Update(CheckStops(node, g, model, limits));
+  return status;
+}
+
+absl::Status CheckMessages(int node, const std::vector<ChatMessage>& messages,
+                           const ModelFacts& model, const Limits& limits) {
+  if (model.chat_format == ChatFormat::kNone) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("nodes[", node, "].messages is set; the model has no chat format"));
+  }
+  if (messages.empty() || messages.size() > static_cast<size_t>(limits.max_messages)) {
+    return Refuse(node, "messages", absl::StrCat(messages.size(), " entries"), "from 1 to ",
+                  limits.max_messages);
+  }
+  size_t bytes = 0;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const ChatMessage& message = messages[i];
+    if (message.role != "system" && message.role != "user" && message.role != "assistant") {
+      // Not echoed: it may be long, and no text.
+      return absl::InvalidArgumentError(absl::StrCat("nodes[", node, "].messages[", i,
+                                                     "].role is unknown, ", message.role.size(),
+                                                     " bytes; must be system, user or assistant"));
+    }
+    bytes += message.content.size();
+  }
+  if (bytes > limits.max_text_bytes) {
+    return Refuse(node, "messages", absl::StrCat(bytes, " bytes together"), "at most ",
+                  limits.max_text_bytes);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckContent(int index, const PromptNode& node, const ModelFacts& model,
+                          const Limits& limits) {
+  if (const auto* text = std::get_if<std::string>(&node.content)) {
+    if (text->size() <= limits.max_text_bytes) return absl::OkStatus();
+    return Refuse(index, "text", absl::StrCat(text->size(), " bytes"), "at most ",
+                  limits.max_text_bytes);
+  }
+  if (const auto* ids = std::get_if<std::vector<int32_t>>(&node.content)) {
+    if (ids->size() > static_cast<size_t>(model.max_context)) {
+      return Refuse(index, "token_ids", absl::StrCat(ids->size(), " entries"), "at most ",
+                    model.max_context, ", the context");
+    }
+    for (size_t i = 0; i < ids->size(); ++i) {
+      const absl::Status status = CheckToken(index, "token_ids", i, (*ids)[i], model);
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+  return CheckMessages(index, std::get<std::vector<ChatMessage>>(node.content), model, limits);
+}
+
+// Parents, depth, width, and what each node is for.
+absl::Status CheckStructure(const std::vector<PromptNode>& nodes, const Limits& limits) {
+  const int count = static_cast<int>(nodes.size());
+  std::vector<int> depth(count, 1);
+  std::vector<bool> has_children(count, false);
+  for (int i = 0; i < count; ++i) {
+    const int parent = nodes[i].parent;
+    if (i == 0 ? parent != -1 : parent < 0 || parent >= i) {
+      return Refuse(i, "parent", parent,
+                    i == 0 ? "-1, the root's" : "the index of an earlier node");
+    }
+    if (i > 0) {
+      depth[i] = depth[parent] + 1;
+      has_children[parent] = true;
+    }
+    if (depth[i] > limits.max_depth) {
+      return Refuse(i, "depth", depth[i], "at most ", limits.max_depth);
+    }
+  }
+  for (int i = 0; i < count; ++i) {
+    if (nodes[i].score && (i == 0 || nodes[i].generation || has_children[i])) {
+      return Refuse(i, "score", "set",
+                    "unset on a node without a parent, with a generation or with children");
+    }
+    if (!nodes[i].score && !nodes[i].generation && !has_children[i]) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "nodes[", i, "] has no generation, no score and no children; must have one"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckIds(const std::vector<PromptNode>& nodes, const Limits& limits) {
+  std::vector<std::string> ids;
+  ids.reserve(nodes.size());
+  absl::flat_hash_set<absl::string_view> seen;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    const std::string& id = nodes[i].id;
+    if (!id.empty()) {
+      const std::string field = absl::StrCat("nodes[", i, "].id");
+      absl::Status status = CheckLabel(field, id, limits);
+      status.Update(CheckEchoed(field, id));
+      if (!status.ok()) return status;
+    }
+    if (!seen.insert(ids.emplace_back(id.empty() ? absl::StrCat(i) : id)).second) {
+      return Refuse(static_cast<int>(i), "id", absl::StrCat("\"", ids.back(), "\""),
+                    "unique in the tree; an unset id is the node's index");
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ValidateTree(const TreeRequest& request, const ModelFacts& model,
+                          const Limits& limits) {
+  const std::vector<PromptNode>& nodes = request.nodes;
+  if (nodes.empty() || nodes.size() > static_cast<size_t>(limits.max_nodes)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("nodes is ", nodes.size(), " entries; must be from 1 to ", limits.max_nodes));
+  }
+  absl::Status status = CheckLabel("request_id", request.request_id, limits);
+  status.Update(CheckEchoed("request_id", request.request_id));
+  status.Update(CheckLabel("cache_salt", request.cache_salt, limits));
+  status.Update(CheckStructure(nodes, limits));
+  if (!status.ok()) return status;
+  status = CheckIds(nodes, limits);
+  if (!status.ok()) return status;
+  for (int i = 0; i < static_cast<int>(nodes.size()); ++i) {
+    status = CheckContent(i, nodes[i], model, limits);
+    if (status.ok() && nodes[i].generation) {
+      status = CheckGeneration(i, *nodes[i].generation, model, limits);
+    }
+    if (!status.ok()) return status;
+  }
+  const int64_t width = MaxWidth(request);
+  if (width > limits.max_width) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("nodes: ", width,
+                     " branches can be alive at once, as the samples of "
+                     "generations below one another multiply; must be at most ",
+                     limits.max_width));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace espalier

@@ -1,5 +1,5 @@
 set(ESPALIER_CPU_SOURCES
-    core/dtype.cc
+    cpu/dequantize.cc
     cpu/kernel_table.cc
     cpu/kernels_portable.cc
     cpu/matmul.cc

@@ -1,0 +1,37 @@
+// Attention by its definition, in double precision, and KV memory for tests.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/attention/kv_view.h"
+#include "kernels/attention/tree_shape.h"
+#include "tests/support/random_forest.h"
+
+namespace espalier::testing {
+
+// One layer's K and V. Slots that some query sees hold normal values, rounded to the dtype; all
+// others hold NaN.
+class KvMemory {
+ public:
+  KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_dim, DType dtype);
+
+  KvLayerView view();
+  // The stored value, as a double. `element` is an offset of KvLayerView::Offset plus a dimension.
+  double k(int64_t element) const { return k_values_[element]; }
+  double v(int64_t element) const { return v_values_[element]; }
+
+ private:
+  KvLayerView view_;
+  std::vector<double> k_values_;
+  std::vector<double> v_values_;
+  std::vector<std::byte> k_bytes_;
+  std::vector<std::byte> v_bytes_;
+};
+
+// out[num_queries, num_heads, head_dim]; softmax over exactly the keys that each query sees.
+std::vector<double> NaiveAttention(const TreeShape& shape, KvMemory& kv, const float* q,
+                                   int num_heads, double scale);
+
+}  // namespace espalier::testing

@@ -78,6 +78,15 @@ void CopySlots(const Context& ctx, const CopySlotsParams& p) {
   }
 }
 
+void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p) {
+  switch (ctx.device()) {
+    case Device::kCpu:
+      return cpu::FlagNonFinite(ctx, p);
+    case Device::kCuda:
+      return cuda::FlagNonFinite(ctx, p);
+  }
+}
+
 void MatMul(const Context& ctx, const MatMulParams& p) {
   const Projection projection = {
       .weight = p.weight, .bias = p.bias, .out = p.out, .out_stride = p.weight.rows};

@@ -121,4 +121,13 @@ struct CopySlotsParams {
 };
 void CopySlots(const Context& ctx, const CopySlotsParams& p);
 
+// row_bad[r] = 1 where row r of x has a NaN or an infinity; the other entries stay.
+struct FlagNonFiniteParams {
+  const float* x;  // [rows, cols]
+  int rows;
+  int cols;
+  uint8_t* row_bad;  // [rows]
+};
+void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p);
+
 }  // namespace espalier::kernels

@@ -12,5 +12,6 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p);
 void SwiGlu(const Context& ctx, const SwiGluParams& p);
 void GatherRows(const Context& ctx, const GatherRowsParams& p);
 void CopySlots(const Context& ctx, const CopySlotsParams& p);
+void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p);
 
 }  // namespace espalier::kernels::cpu

@@ -1,15 +1,17 @@
 // CPU kernels for AVX2, FMA and F16C; see sources.cmake for the flags.
 // Everything here and in the included files has internal linkage: a function shared with other
 // source files could be the copy that the linker keeps, and older processors would not run it.
-// clang-format off: each file uses those before it
+
+// Each uses those before it.
+// clang-format off
+#include "kernels/cpu/simd_avx2.h"
 #include "kernels/cpu/dequantize.inl.h"
+#include "kernels/cpu/matmul_f32.inl.h"
 #include "kernels/cpu/elementwise.inl.h"
 #include "kernels/cpu/few_rows_int8_x86.inl.h"
 #include "kernels/cpu/gemm_int8_avx2.inl.h"
-#include "kernels/cpu/kernel_table.inl.h"
-#include "kernels/cpu/matmul_f32.inl.h"
 #include "kernels/cpu/pack_int8_x86.inl.h"
-#include "kernels/cpu/simd_avx2.h"
+#include "kernels/cpu/kernel_table.inl.h"
 // clang-format on
 
 ESPALIER_CPU_KERNELS(kAvx2Kernels)

@@ -1,11 +1,13 @@
 // CPU kernels for the build's baseline instruction set; see sources.cmake for the flags.
-// clang-format off: each file uses those before it
+
+// Each uses those before it.
+// clang-format off
+#include "kernels/cpu/simd_portable.h"
 #include "kernels/cpu/dequantize.inl.h"
+#include "kernels/cpu/matmul_f32.inl.h"
 #include "kernels/cpu/elementwise.inl.h"
 #include "kernels/cpu/few_rows_int8_portable.inl.h"
 #include "kernels/cpu/kernel_table.inl.h"
-#include "kernels/cpu/matmul_f32.inl.h"
-#include "kernels/cpu/simd_portable.h"
 // clang-format on
 
 ESPALIER_CPU_KERNELS(kPortableKernels)

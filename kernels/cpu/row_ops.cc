@@ -1,4 +1,5 @@
 // The CPU ops that work on each row by itself.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -117,6 +118,13 @@ void CopySlots(const Context& /*ctx*/, const CopySlotsParams& p) {
         std::memcpy(base + to, base + from, bytes);
       }
     }
+  }
+}
+
+void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p) {
+  const CpuKernels& cpu = KernelsFor(ctx.cpu_isa());
+  for (int64_t r = 0; r < p.rows; ++r) {
+    if (!cpu.all_finite(p.x + r * p.cols, p.cols)) p.row_bad[r] = 1;
   }
 }
 

@@ -13,5 +13,6 @@ void TreeAttention(const Context& ctx, const TreeAttentionParams& p);
 void SwiGlu(const Context& ctx, const SwiGluParams& p);
 void GatherRows(const Context& ctx, const GatherRowsParams& p);
 void CopySlots(const Context& ctx, const CopySlotsParams& p);
+void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p);
 
 }  // namespace espalier::kernels::cuda

@@ -19,5 +19,6 @@ void TreeAttention(const Context&, const TreeAttentionParams&) { Unavailable(); 
 void SwiGlu(const Context&, const SwiGluParams&) { Unavailable(); }
 void GatherRows(const Context&, const GatherRowsParams&) { Unavailable(); }
 void CopySlots(const Context&, const CopySlotsParams&) { Unavailable(); }
+void FlagNonFinite(const Context&, const FlagNonFiniteParams&) { Unavailable(); }
 
 }  // namespace espalier::kernels::cuda

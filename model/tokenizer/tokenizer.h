@@ -17,6 +17,16 @@ struct ChatMessage {
 
 enum class ChatFormat { kNone, kChatMl, kLlama3 };
 
+// What a model's own chat template does beyond its format.
+struct ChatTemplate {
+  ChatFormat format = ChatFormat::kNone;
+  bool starts_with_bos = false;  // at the root
+  bool trims_content = false;    // white space around every content is dropped
+  // The system message of a conversation that brings none.
+  std::optional<std::string> default_system = {};
+  std::string system_preamble = {};  // stands before the content of every first system message
+};
+
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
@@ -38,13 +48,14 @@ class Tokenizer {
   virtual std::optional<int32_t> bos() const = 0;
   virtual std::vector<int32_t> eos() const = 0;  // every end-of-generation id
   virtual ChatFormat chat_format() const = 0;
+  virtual ChatTemplate chat_template() const { return {.format = chat_format()}; }
 };
 
 // Ids of a conversation, ending where the assistant's next turn begins when
 // `add_generation_prompt`. Contents are encoded as plain text, so they cannot inject special
 // tokens. Empty when the model has no chat format that we know.
 std::optional<std::vector<int32_t>> EncodeChat(const Tokenizer& tokenizer,
-                                               std::span<const ChatMessage> messages,
-                                               bool at_root, bool add_generation_prompt);
+                                               std::span<const ChatMessage> messages, bool at_root,
+                                               bool add_generation_prompt);
 
 }  // namespace espalier

@@ -1,0 +1,33 @@
+#include "model/tokenizer/vocabulary.h"
+
+#include "model/tokenizer/text.h"
+
+namespace espalier {
+
+absl::Status Vocabulary::Set(int64_t id, std::string_view piece, std::string_view bytes,
+                             PieceKind kind) {
+  if (id < 0 || id >= kMaxSize) {
+    return absl::InvalidArgumentError(
+        Concat("vocabulary: token id ", id, ", wanted 0 to ", kMaxSize - 1));
+  }
+  if (piece.size() > kMaxPieceBytes) {
+    return absl::InvalidArgumentError(Concat("vocabulary: the piece of token ", id, " has ",
+                                             piece.size(), " bytes, at most ", kMaxPieceBytes));
+  }
+  if (id >= size()) pieces_.resize(id + 1);
+  Piece& slot = pieces_[id];
+  if (const auto old = ids_.find(slot.piece); old != ids_.end() && old->second == id) {
+    ids_.erase(old);
+  }
+  slot = {.piece = std::string(piece), .bytes = std::string(bytes), .kind = kind};
+  if (!piece.empty()) ids_.try_emplace(slot.piece, static_cast<int32_t>(id));
+  return absl::OkStatus();
+}
+
+std::optional<int32_t> Vocabulary::Find(std::string_view piece) const {
+  const auto found = ids_.find(piece);
+  if (found == ids_.end()) return std::nullopt;
+  return found->second;
+}
+
+}  // namespace espalier

@@ -13,14 +13,11 @@
 #include "engine/limits.h"
 #include "engine/outbox.h"
 #include "engine/request.h"
+#include "engine/sharing.h"
 #include "kernels/runtime/context.h"
 #include "model/config.h"
 
 namespace espalier {
-
-// none: every branch computes and reads its own path. tree: branches of one request share.
-// cache: requests share too.
-enum class Sharing { kNone, kTree, kCache };
 
 struct EngineConfig {
   std::string model_path;

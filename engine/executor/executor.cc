@@ -1,0 +1,78 @@
+#include "engine/executor/executor.h"
+
+#include <chrono>
+
+namespace espalier {
+namespace {
+
+// Adds the time of its life to a sum.
+class Timer {
+ public:
+  explicit Timer(double* sum_ms) : sum_ms_(sum_ms), start_(Clock::now()) {}
+  ~Timer() { *sum_ms_ += std::chrono::duration<double, std::milli>(Clock::now() - start_).count(); }
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double* const sum_ms_;
+  const Clock::time_point start_;
+};
+
+}  // namespace
+
+Executor::Executor(Context* ctx, Llama* model, KvCache* kv) : ctx_(ctx), model_(model) {
+  const ModelConfig& config = model->config();
+  for (int layer = 0; layer < config.num_layers; ++layer) layers_.push_back(kv->layer(layer));
+  plan_options_.group_size = config.num_heads / config.num_kv_heads;
+  plan_options_.num_kv_heads = config.num_kv_heads;
+  plan_options_.num_workers = ctx->pool().num_threads();
+  samplers_.resize(ctx->pool().num_threads());
+}
+
+Executor::Result Executor::Run(const StepBatch& batch) {
+  const TreePlan* plan;
+  {
+    const Timer timer(&times_.plan_ms);
+    plan = &planner_.Plan(batch.shape, plan_options_);
+  }
+  Llama::Output output;
+  {
+    const Timer timer(&times_.forward_ms);
+    output = model_->Forward(*ctx_,
+                             {.token_ids = batch.token_ids,
+                              .positions = batch.positions,
+                              .kv_slots = batch.kv_slots,
+                              .logits_rows = batch.logits_rows,
+                              .plan = plan},
+                             layers_);
+  }
+  {
+    const Timer timer(&times_.sample_ms);
+    DrawSamples(batch, output.logits);
+  }
+  return {.samples = samples_, .row_bad = output.row_bad};
+}
+
+void Executor::DrawSamples(const StepBatch& batch, std::span<const float> logits) {
+  const size_t vocab = model_->config().vocab_size;
+  samples_.resize(batch.tasks.size());
+  ctx_->pool().Run(static_cast<int>(batch.tasks.size()), [&](int i, int worker) {
+    const LogitsTask& task = batch.tasks[i];
+    const std::span<const float> row = logits.subspan(task.logits_row * vocab, vocab);
+    Sampler& sampler = samplers_[worker];
+    if (task.score_token) {
+      samples_[i] = sampler.Score(row, *task.score_token, task.tree->top_logprobs(task.segment));
+      return;
+    }
+    const DecodeTree::SampleRequest request = task.tree->NextSample(task.segment);
+    samples_[i] = sampler.Run({.logits = row,
+                               .params = request.params,
+                               .history = request.history,
+                               .banned = request.banned,
+                               .uniform = request.uniform,
+                               .top_logprobs = request.top_logprobs});
+  });
+}
+
+}  // namespace espalier

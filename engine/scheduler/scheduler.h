@@ -1,0 +1,203 @@
+// Decides what every step computes. A pure state machine: time and the model's answers are
+// arguments, so that a seed replays any history. Engine thread only.
+//
+// Each step the trees are visited in rank order (priority, then arrival; within a tree, segments in
+// order of creation). Higher ranks take rows and pages first. When pages run out, whoever ranks
+// lowest and has no row in the step yet is preempted: its lock goes, its tokens stay, and it
+// computes its path again later (from whatever the cache still holds). So the highest-ranked
+// segment that can run always does.
+//
+// The rows of one step see each other's KV, so a segment may build on tokens that another segment
+// computes in the same step. Whoever visits an unfilled node first fills it: a filler that went
+// away needs no replacement.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "engine/kvcache/radix_tree.h"
+#include "engine/sampler/sampler.h"
+#include "engine/scheduler/step_batch.h"
+#include "engine/sharing.h"
+#include "engine/tree/decode_tree.h"
+
+namespace espalier {
+
+struct SchedulerConfig {
+  Sharing sharing = Sharing::kCache;
+  int page_size = 16;
+  int max_batch_tokens = 512;    // rows a step
+  int max_logits_rows = 256;     // rows a step whose logits are computed
+  int max_live_branches = 1024;  // branches with KV at once, over all trees
+  absl::Duration stall_timeout = absl::Seconds(60);
+};
+
+struct SchedulerStats {
+  int trees_waiting = 0;  // nothing computed yet
+  int trees_running = 0;
+  int branches_live = 0;
+  int64_t trees_finished = 0;
+  int64_t steps = 0;
+  int64_t preemptions = 0;
+  Usage total;  // sums over the trees that ended
+};
+
+class Scheduler {
+ public:
+  // Borrows both.
+  Scheduler(const SchedulerConfig& config, PagePool* pool, RadixTree* radix);
+  ~Scheduler();
+
+  void Submit(std::unique_ptr<DecodeTree> tree);
+  // False when no such tree lives.
+  bool Cancel(std::string_view tree_id, absl::Time now);
+  // Ends every tree with this status.
+  void CancelAll(const absl::Status& status, absl::Time now);
+
+  // The next step, or null when nothing can run now. Every non-null batch is followed by Commit.
+  const StepBatch* Schedule(absl::Time now);
+  // samples: one a task. row_bad: one a row, non-zero where a value was not finite.
+  void Commit(std::span<const Sample> samples, std::span<const uint8_t> row_bad, absl::Time now);
+
+  bool empty() const { return trees_.empty(); }
+  // When Schedule returned null though trees live: they wait for their clients until then.
+  std::optional<absl::Time> NextDeadline() const;
+  bool Contains(std::string_view tree_id) const;
+  SchedulerStats Stats() const;
+  void CheckInvariants() const;
+
+ private:
+  enum class State {
+    kQueued,      // wants KV, holds none
+    kFilling,     // holds its path; some of it has no KV yet
+    kReady,       // prompt with KV whose branches are not all started; score awaiting its logits
+    kDecoding,    // branch: its last token is pending
+    kFinalizing,  // branch that ended: its last token's KV is pending, its children wait
+    kEnded,       // holds its path, if at all, only for children that hold none yet
+  };
+
+  // Scheduling state of a segment.
+  struct Slot {
+    State state = State::kQueued;
+    NodeId tail;  // valid while locked
+    bool locked = false;
+    bool admitted = false;     // has been locked at least once
+    bool compact = false;      // computes its path privately, in as few pages as its length allows
+    int next_sample = 0;       // prompt: branches started so far
+    int waiting_children = 0;  // children that were never admitted
+    uint64_t step = 0;         // the last step with a row of this segment
+  };
+
+  struct LiveTree {
+    std::unique_ptr<DecodeTree> tree;
+    uint64_t arrival = 0;
+    std::string name_space;
+    std::deque<Slot> slots;   // [segments]; references stay valid while segments are added
+    std::vector<int> active;  // segments that are not over, ascending
+    std::optional<absl::Time> stalled_since;
+    bool running = false;
+    absl::Status failure;   // the tree ends with this after the step
+    std::vector<int> rows;  // of the step under construction
+  };
+
+  struct Row {
+    LiveTree* live;
+    NodeId tail;  // the path that the token lies on
+    int position;
+    int32_t token;
+    int64_t kv_slot;
+    bool logits;
+  };
+
+  struct Task {
+    int row;
+    LiveTree* live;
+    int segment;
+    std::optional<int32_t> score_token;
+  };
+
+  int RowsLeft() const { return config_.max_batch_tokens - static_cast<int>(rows_.size()); }
+  int LogitsLeft() const { return config_.max_logits_rows - logits_used_; }
+  static bool Over(const Slot& slot) { return slot.state == State::kEnded && !slot.locked; }
+
+  void EndOverdue(absl::Time now);
+  void VisitTrees();
+  void ScheduleDecoding(size_t begin, size_t end);
+  void ScheduleFilling(LiveTree& live);
+  void VisitFilling(LiveTree& live, int segment);
+  void DecodeRow(LiveTree& live, int segment);
+
+  bool Admit(LiveTree& live, int segment);
+  bool AdmitPrivate(LiveTree& live, int segment);
+  bool AdmitShared(LiveTree& live, int segment);
+  bool HasRoomFor(int64_t tokens) const;
+  void Fill(LiveTree& live, int segment);
+  bool FillSome(LiveTree& live, int segment);
+  void CompleteFill(LiveTree& live, int segment);
+  void StartBranches(LiveTree& live, int segment);
+  void ExpandUnshared(LiveTree& live, int segment);
+  void BranchEnded(LiveTree& live, int segment);
+  void AddChildren(LiveTree& live, int segment);
+
+  int AddRow(LiveTree& live, int segment, int position, int32_t token, int64_t kv_slot);
+  int LogitsRowAt(LiveTree& live, int segment, NodeId tail, int position);
+  void AddTask(int row, LiveTree& live, int segment, std::optional<int32_t> score_token);
+
+  bool MakeRoom(LiveTree& live, int segment);
+  bool PreemptFor(const LiveTree& live, int segment);
+  bool PreemptIn(LiveTree& victim, int above_segment);
+  void Preempt(LiveTree& live, int segment);
+  Slot& NewSlot(LiveTree& live, int segment);
+  void Hold(LiveTree& live, int segment, NodeId locked_tail);
+  void Release(LiveTree& live, int segment);
+
+  void FinishTree(LiveTree& live, const absl::Status& status, FinishReason reason, absl::Time now);
+  void RemoveFinished(absl::Time now);
+  void BuildBatch();
+  int NodeStart(NodeId node) const;
+  NodeId NodeAt(NodeId tail, int position) const;
+  int ShapeNode(NodeId node);
+  void CountReads(LiveTree& live);
+
+  const SchedulerConfig config_;
+  PagePool* const pool_;
+  RadixTree* const radix_;
+
+  std::vector<std::unique_ptr<LiveTree>> trees_;  // in rank order
+  uint64_t arrivals_ = 0;
+  uint64_t step_ = 0;
+  bool step_open_ = false;
+  int live_branches_ = 0;  // branch segments that hold a path
+  int holders_ = 0;        // segments that hold a path
+  SchedulerStats stats_;
+
+  // The step under construction.
+  std::vector<Row> rows_;
+  std::vector<Task> tasks_;
+  int logits_used_ = 0;
+  bool admission_closed_ = false;
+  bool retry_ = false;  // a preemption freed pages though no row was scheduled
+  std::vector<std::pair<LiveTree*, int>> decoding_;
+  std::vector<int64_t> fill_slots_;
+  std::vector<int> logits_index_;  // [rows]
+  StepBatch batch_;
+
+  struct NodeStamp {
+    uint64_t shape_step = 0;
+    int shape_index = -1;
+    uint64_t read_mark = 0;
+  };
+  std::vector<NodeStamp> stamps_;  // [radix node index]
+  uint64_t read_marks_ = 0;
+};
+
+}  // namespace espalier

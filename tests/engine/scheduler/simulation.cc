@@ -1,0 +1,310 @@
+#include "tests/engine/scheduler/simulation.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace espalier {
+namespace {
+
+constexpr uint64_t kPoison = 0xDEADDEADDEADDEAD;
+constexpr int kVocab = 12;
+
+uint64_t Mix(uint64_t x) {
+  x ^= x >> 33;
+  x *= 0xff51afd7ed558ccd;
+  x ^= x >> 33;
+  x *= 0xc4ceb9fe1a85ec53;
+  return x ^ (x >> 33);
+}
+
+uint64_t Extend(uint64_t hash, int32_t token) { return Mix(hash * 31 + token + 1); }
+
+uint64_t PathHash(std::span<const int32_t> tokens) {
+  uint64_t hash = 0;
+  for (int32_t token : tokens) hash = Extend(hash, token);
+  return hash;
+}
+
+}  // namespace
+
+Simulation::Simulation(const SimulationOptions& o)
+    : options_(o),
+      rng_(o.seed),
+      pool_(o.num_pages),
+      radix_(&pool_, o.page_size),
+      tokenizer_(kVocab),
+      scheduler_({.sharing = o.sharing,
+                  .page_size = o.page_size,
+                  .max_batch_tokens = o.max_batch_tokens,
+                  .max_logits_rows = o.max_logits_rows,
+                  .max_live_branches = o.max_live_branches,
+                  .stall_timeout = absl::Seconds(100)},
+                 &pool_, &radix_),
+      kv_(static_cast<size_t>(o.num_pages) * o.page_size, kPoison) {
+  for (int i = 0; i < 4; ++i) {
+    // The later ones begin like the first.
+    std::vector<int32_t> prompt(Random(1, o.max_path_tokens / 3));
+    for (int32_t& token : prompt) token = Random(0, 2);
+    if (i > 0) {
+      const size_t common = std::min(prompt.size(), prompts_[0].size()) / 2;
+      std::copy_n(prompts_[0].begin(), common, prompt.begin());
+    }
+    prompts_.push_back(prompt);
+  }
+}
+
+Generation Simulation::RandomGeneration() {
+  Generation g;
+  g.n = Chance(0.6) ? 1 : Random(2, 5);
+  g.min_tokens = Chance(0.2) ? 2 : 0;
+  g.ignore_eos = Chance(0.3);
+  if (Chance(0.3)) g.stop = {std::string(1, static_cast<char>(Random(0, kVocab - 2)))};
+  if (Chance(0.2)) g.sampling.repetition_penalty = 1.5f;
+  if (Chance(0.2)) g.logprobs = 0;
+  return g;
+}
+
+std::vector<TreeNode> Simulation::RandomNodes() {
+  std::vector<TreeNode> nodes;
+  std::vector<int> path_tokens;
+  const int count = Random(1, 6);
+  for (int i = 0; i < count; ++i) {
+    TreeNode node;
+    if (i == 0) {
+      node.tokens = prompts_[Random(0, static_cast<int>(prompts_.size()) - 1)];
+    } else {
+      node.parent = Random(0, i - 1);
+      while (nodes[node.parent].score) node.parent = nodes[node.parent].parent;
+      node.tokens.resize(Random(1, 6));
+      for (int32_t& token : node.tokens) token = Random(0, 2);
+      node.score = Chance(0.2);
+    }
+    const int above = node.parent < 0 ? 0 : path_tokens[node.parent];
+    if (!node.score && Chance(0.6)) {
+      node.generation = RandomGeneration();
+      node.max_tokens = Random(1, 10);
+    }
+    const int length = above + static_cast<int>(node.tokens.size()) + node.max_tokens;
+    if (length > options_.max_path_tokens) break;
+    path_tokens.push_back(length);
+    if (node.parent >= 0) nodes[node.parent].children.push_back(i);
+    nodes.push_back(std::move(node));
+  }
+  return nodes;
+}
+
+void Simulation::Submit() {
+  const std::string id = absl::StrCat("tree", submitted_++);
+  Client& client = clients_[id];
+  client.outbox = std::make_shared<Outbox>(8, nullptr);
+  client.slow = Chance(options_.slow_client_rate);
+  client.arrival = submitted_;
+  DecodeTreeInit init{.tree_id = id,
+                      .cache_salt = Chance(0.2) ? "other" : "",
+                      .priority = Random(0, 2),
+                      .seed = rng_(),
+                      .deadline = std::nullopt,
+                      .nodes = RandomNodes(),
+                      .outbox = client.outbox,
+                      .tokenizer = &tokenizer_,
+                      .submitted = now_};
+  if (Chance(0.05)) init.deadline = now_ + absl::Seconds(Random(0, 60));
+  auto tree = std::make_unique<DecodeTree>(std::move(init));
+  client.tree = tree.get();
+  scheduler_.Submit(std::move(tree));
+}
+
+void Simulation::Read(const std::string& id, Client& client) {
+  while (std::optional<TreeEvent> event = client.outbox->Pop()) {
+    if (std::get_if<TreeStarted>(&*event) != nullptr) {
+      ASSERT_FALSE(client.started);
+      client.started = true;
+    } else if (const auto* started = std::get_if<BranchStarted>(&*event)) {
+      ASSERT_TRUE(client.branches.try_emplace(started->branch_id).second);
+    } else if (const auto* tokens = std::get_if<StepTokens>(&*event)) {
+      for (const BranchTokens& branch : tokens->branches) {
+        ASSERT_TRUE(client.branches.contains(branch.branch_id));
+        ASSERT_FALSE(client.ended[branch.branch_id]) << "tokens after the end of a branch";
+        auto& all = client.branches[branch.branch_id];
+        all.insert(all.end(), branch.token_ids.begin(), branch.token_ids.end());
+      }
+    } else if (const auto* ended = std::get_if<BranchFinished>(&*event)) {
+      ASSERT_TRUE(client.branches.contains(ended->branch_id));
+      ASSERT_FALSE(client.ended[ended->branch_id]);
+      client.ended[ended->branch_id] = true;
+      ASSERT_EQ(ended->completion_tokens,
+                static_cast<int>(client.branches[ended->branch_id].size()));
+    } else if (const auto* finished = std::get_if<TreeFinished>(&*event)) {
+      ASSERT_TRUE(client.started);
+      ASSERT_NE(finished->status.code(), absl::StatusCode::kInternal) << finished->status;
+      ASSERT_TRUE(finished->status.code() != absl::StatusCode::kResourceExhausted ||
+                  finished->status.message().find("stall_timeout") != std::string::npos)
+          << "a path that fits alone was refused: " << finished->status;
+      for (const auto& [branch, unused] : client.branches) {
+        ASSERT_TRUE(client.ended[branch]) << "a branch was left open";
+      }
+      ASSERT_FALSE(client.outbox->Pop().has_value()) << "an event after the end";
+      total_.prompt_tokens += finished->usage.prompt_tokens;
+      total_.cached_tokens += finished->usage.cached_tokens;
+      total_.computed_tokens += finished->usage.computed_tokens;
+      ASSERT_LE(finished->usage.kv_tokens_read_unique, finished->usage.kv_tokens_read_logical);
+      ++finished_;
+      clients_.erase(id);
+      return;
+    }
+  }
+}
+
+// Every slot that the row sees must hold the hash of its own path.
+void Simulation::CheckRow(const StepBatch& batch, int row) {
+  const TreeShape& shape = batch.shape;
+  std::vector<int> path;
+  for (int node = shape.query_node[row]; node >= 0; node = shape.parent[node]) {
+    path.push_back(node);
+  }
+  std::ranges::reverse(path);
+  uint64_t last = 0;
+  int position = 0;
+  for (int node : path) {
+    const int count = node == path.back() ? shape.query_offset[row] + 1 : shape.num_tokens[node];
+    for (int i = 0; i < count; ++i, ++position) {
+      const int at = shape.first_slot[node] + i;
+      const int page = shape.page_ids[shape.page_begin[node] + at / shape.page_size];
+      const uint64_t hash = kv_[page * shape.page_size + at % shape.page_size];
+      bool continues = false;
+      for (int32_t token = 0; token < kVocab && !continues; ++token) {
+        continues = hash == Extend(last, token);
+      }
+      ASSERT_TRUE(continues) << "row " << row << " sees a foreign KV at position " << position;
+      last = hash;
+    }
+  }
+  ASSERT_EQ(position, batch.positions[row] + 1);
+}
+
+// Whoever ranks highest has a row in every step, or in every few where branches take turns.
+void Simulation::CheckTopProgresses() {
+  const Client* top = nullptr;
+  std::string top_id;
+  for (const auto& [id, client] : clients_) {
+    if (!scheduler_.Contains(id) || client.outbox->full()) continue;
+    const auto rank = [](const Client& c) { return std::pair(-c.tree->priority(), c.arrival); };
+    if (top != nullptr && rank(*top) < rank(client)) continue;
+    top = &client;
+    top_id = id;
+  }
+  if (top == nullptr) return;
+  const int64_t computed = top->tree->usage().computed_tokens;
+  top_waits_ = top_id == top_ && computed == top_computed_ ? top_waits_ + 1 : 0;
+  top_ = top_id;
+  top_computed_ = computed;
+  ASSERT_LE(top_waits_, 4) << top_id << " ranks highest and does not progress";
+}
+
+void Simulation::RunModel(const StepBatch& batch) {
+  // As in a layer: all rows store first, then all attend. Rows of a path come in order of position.
+  std::vector<int> order(batch.num_rows());
+  for (int i = 0; i < batch.num_rows(); ++i) order[i] = i;
+  std::ranges::stable_sort(order, {}, [&](int i) { return batch.positions[i]; });
+  const TreeShape& shape = batch.shape;
+  std::vector<uint64_t> row_hash(batch.num_rows());
+  for (int row : order) {
+    uint64_t before = 0;
+    int node = shape.query_node[row];
+    int offset = shape.query_offset[row] - 1;
+    if (offset < 0 && shape.parent[node] >= 0) {
+      node = shape.parent[node];
+      offset = shape.num_tokens[node] - 1;
+    }
+    if (offset >= 0) {
+      const int at = shape.first_slot[node] + offset;
+      const int page = shape.page_ids[shape.page_begin[node] + at / shape.page_size];
+      before = kv_[page * shape.page_size + at % shape.page_size];
+    }
+    row_hash[row] = Extend(before, batch.token_ids[row]);
+    if (batch.kv_slots[row] >= 0) kv_[batch.kv_slots[row]] = row_hash[row];
+  }
+  for (int row = 0; row < batch.num_rows(); ++row) CheckRow(batch, row);
+
+  samples_.assign(batch.tasks.size(), {});
+  for (size_t i = 0; i < batch.tasks.size(); ++i) {
+    const LogitsTask& task = batch.tasks[i];
+    const int row = batch.logits_rows[task.logits_row];
+    const std::vector<int32_t> path = task.tree->PathTokens(task.segment);
+    const int seen = batch.positions[row] + 1;
+    if (task.score_token) {
+      ASSERT_EQ(*task.score_token, path[seen]);
+      ASSERT_EQ(row_hash[row], PathHash(std::span(path).subspan(0, seen)));
+      samples_[i].token = *task.score_token;
+    } else {
+      ASSERT_EQ(static_cast<size_t>(seen), path.size());
+      ASSERT_EQ(row_hash[row], PathHash(path)) << "the branch was computed on another's path";
+      const DecodeTree::SampleRequest request = task.tree->NextSample(task.segment);
+      int32_t token = static_cast<int32_t>(
+          Mix(row_hash[row] ^ static_cast<uint64_t>(request.uniform * 1e9)) % kVocab);
+      while (std::ranges::find(request.banned, token) != request.banned.end()) --token;
+      samples_[i].token = token;
+      samples_[i].logprob = -1;
+    }
+  }
+}
+
+void Simulation::Step() {
+  now_ += absl::Seconds(1);
+  if (static_cast<int>(clients_.size()) < options_.max_trees && Chance(0.3)) Submit();
+  std::vector<std::string> ids;
+  bool stalled = false;
+  for (auto& [id, client] : clients_) ids.push_back(id);
+  for (const std::string& id : ids) {
+    Client& client = clients_[id];
+    if (Chance(options_.cancel_rate)) scheduler_.Cancel(id, now_);
+    if (!client.slow || Chance(0.02)) Read(id, client);
+    if (clients_.contains(id)) stalled |= clients_[id].outbox->full();
+  }
+  const StepBatch* batch = scheduler_.Schedule(now_);
+  ++steps_;
+  if (batch == nullptr) {
+    // Only a client that does not read may hold everything up.
+    bool waiting = false;
+    for (const auto& [id, client] : clients_) waiting |= scheduler_.Contains(id);
+    ASSERT_TRUE(!waiting || stalled) << "trees wait, nothing runs, and no client is slow";
+    return;
+  }
+  ASSERT_LE(batch->num_rows(), options_.max_batch_tokens);
+  ASSERT_LE(static_cast<int>(batch->logits_rows.size()), options_.max_logits_rows);
+  RunModel(*batch);
+  if (testing::Test::HasFatalFailure()) return;
+  row_bad_.assign(batch->num_rows(), 0);
+  scheduler_.Commit(samples_, row_bad_, now_);
+  CheckTopProgresses();
+  if (steps_ % options_.check_every == 0) scheduler_.CheckInvariants();
+}
+
+void Simulation::Drain() {
+  for (int i = 0; !clients_.empty(); ++i) {
+    ASSERT_LT(i, 200000) << clients_.size() << " trees never end";
+    now_ += absl::Seconds(1);
+    std::vector<std::string> ids;
+    for (auto& [id, client] : clients_) ids.push_back(id);
+    for (const std::string& id : ids) Read(id, clients_[id]);
+    if (testing::Test::HasFatalFailure()) return;
+    const StepBatch* batch = scheduler_.Schedule(now_);
+    if (batch == nullptr) continue;
+    RunModel(*batch);
+    if (testing::Test::HasFatalFailure()) return;
+    row_bad_.assign(batch->num_rows(), 0);
+    scheduler_.Commit(samples_, row_bad_, now_);
+    scheduler_.CheckInvariants();
+  }
+  ASSERT_TRUE(scheduler_.empty());
+  ASSERT_EQ(radix_.num_locked_pages(), 0);
+  ASSERT_EQ(pool_.num_retiring(), 0);
+  ASSERT_EQ(pool_.num_free() + radix_.num_cached_pages(), pool_.num_pages());
+  // What is cached can all be had again.
+  ASSERT_TRUE(radix_.Reserve(pool_.num_pages()));
+}
+
+}  // namespace espalier

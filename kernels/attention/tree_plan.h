@@ -46,7 +46,7 @@ struct PlanOptions {
   int tile_rows = 128;   // most packed rows of a partition; a group larger than that still fits
   int block_tokens = 0;  // chunk of kNodeChunk, block of kFlatten; 0: 128, and for kFlatten larger
                          // where that still gives each worker a few blocks
-  PlanCost cost;
+  PlanCost cost = {};
 };
 
 // Rows [begin, end).

@@ -1,0 +1,380 @@
+#include "server/convert.h"
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+#include <variant>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "engine/utf8.h"
+#include "kernels/core/check.h"
+#include "server/names.h"
+
+namespace espalier {
+namespace {
+
+std::vector<int32_t> TakeIds(const v1::TokenIds& message) {
+  return {message.ids().begin(), message.ids().end()};
+}
+
+std::vector<ChatMessage> TakeMessages(v1::ChatMessages* message) {
+  std::vector<ChatMessage> messages;
+  messages.reserve(message->messages_size());
+  for (v1::ChatMessage& m : *message->mutable_messages()) {
+    messages.push_back({std::move(*m.mutable_role()), std::move(*m.mutable_content())});
+  }
+  return messages;
+}
+
+Generation TakeGeneration(v1::Generation* message) {
+  Generation generation;
+  if (message->has_n()) generation.n = message->n();
+
+  SamplingParams& sampling = generation.sampling;
+  if (message->has_temperature()) sampling.temperature = message->temperature();
+  // -1 is how others in the field say "off".
+  if (message->has_top_k()) sampling.top_k = message->top_k() == -1 ? 0 : message->top_k();
+  if (message->has_top_p()) sampling.top_p = message->top_p();
+  if (message->has_min_p()) sampling.min_p = message->min_p();
+  if (message->has_repetition_penalty()) {
+    sampling.repetition_penalty = message->repetition_penalty();
+  }
+  if (message->has_frequency_penalty()) sampling.frequency_penalty = message->frequency_penalty();
+  if (message->has_presence_penalty()) sampling.presence_penalty = message->presence_penalty();
+  // A map has no order of its own; equal requests are to be equal below.
+  sampling.logit_bias.assign(message->logit_bias().begin(), message->logit_bias().end());
+  std::sort(sampling.logit_bias.begin(), sampling.logit_bias.end());
+
+  if (message->has_max_tokens()) generation.max_tokens = message->max_tokens();
+  if (message->has_min_tokens()) generation.min_tokens = message->min_tokens();
+  generation.stop.reserve(message->stop_size());
+  for (std::string& stop : *message->mutable_stop()) generation.stop.push_back(std::move(stop));
+  generation.stop_token_ids.assign(message->stop_token_ids().begin(),
+                                   message->stop_token_ids().end());
+  generation.include_stop_str_in_output = message->include_stop_str_in_output();
+  generation.ignore_eos = message->ignore_eos();
+  if (message->has_logprobs()) generation.logprobs = message->logprobs();
+  return generation;
+}
+
+// All of a node but its place in the tree.
+PromptNode TakeNode(v1::PromptNode* message) {
+  PromptNode node;
+  node.id = std::move(*message->mutable_id());
+  switch (message->content_case()) {
+    case v1::PromptNode::kText:
+      node.content = std::move(*message->mutable_text());
+      break;
+    case v1::PromptNode::kTokenIds:
+      node.content = TakeIds(message->token_ids());
+      break;
+    case v1::PromptNode::kMessages:
+      node.content = TakeMessages(message->mutable_messages());
+      break;
+    case v1::PromptNode::CONTENT_NOT_SET:  // adds nothing to the path
+      break;
+  }
+  if (message->has_generation()) node.generation = TakeGeneration(message->mutable_generation());
+  node.score = message->score();
+  return node;
+}
+
+// Checkpoints name themselves in any bytes, and tokens need not end where characters do.
+std::string AsUtf8(std::string_view bytes) {
+  std::string text;
+  AppendAsUtf8(bytes, &text);
+  return text;
+}
+
+}  // namespace
+
+absl::StatusOr<TreeRequest> TakeTreeRequest(v1::GenerateRequest message) {
+  if (!message.has_root()) return absl::InvalidArgumentError("root: not set");
+  TreeRequest request;
+  request.request_id = std::move(*message.mutable_request_id());
+  request.priority = message.priority();
+  request.cache_salt = std::move(*message.mutable_cache_salt());
+  if (message.has_seed()) request.seed = message.seed();
+
+  struct Pending {
+    v1::PromptNode* message;
+    int parent;
+  };
+  std::vector<Pending> stack = {{message.mutable_root(), -1}};
+  while (!stack.empty()) {
+    const Pending pending = stack.back();
+    stack.pop_back();
+    const int index = static_cast<int>(request.nodes.size());
+    PromptNode& node = request.nodes.emplace_back(TakeNode(pending.message));
+    node.parent = pending.parent;
+    auto& children = *pending.message->mutable_children();
+    for (auto child = children.rbegin(); child != children.rend(); ++child) {
+      stack.push_back({&*child, index});
+    }
+  }
+  return request;
+}
+
+absl::StatusOr<TreeRequest> TakeTreeRequest(v1::ScoreRequest message) {
+  TreeRequest request;
+  request.request_id = std::move(*message.mutable_request_id());
+  request.priority = message.priority();
+  request.cache_salt = std::move(*message.mutable_cache_salt());
+
+  PromptNode& prompt = request.nodes.emplace_back();
+  prompt.id = "prompt";
+  switch (message.prompt_case()) {
+    case v1::ScoreRequest::kText:
+      prompt.content = std::move(*message.mutable_text());
+      break;
+    case v1::ScoreRequest::kTokenIds:
+      prompt.content = TakeIds(message.token_ids());
+      break;
+    case v1::ScoreRequest::kMessages:
+      prompt.content = TakeMessages(message.mutable_messages());
+      break;
+    case v1::ScoreRequest::PROMPT_NOT_SET:
+      return absl::InvalidArgumentError("prompt: not set");
+  }
+
+  if (message.continuations_size() == 0) {
+    return absl::InvalidArgumentError("continuations: 0, at least 1 is needed");
+  }
+  request.nodes.reserve(1 + message.continuations_size());
+  for (int i = 0; i < message.continuations_size(); ++i) {
+    v1::Continuation& continuation = *message.mutable_continuations(i);
+    PromptNode& node = request.nodes.emplace_back();
+    node.parent = 0;
+    node.id = absl::StrCat("continuations[", i, "]");
+    node.score = true;
+    switch (continuation.content_case()) {
+      case v1::Continuation::kText:
+        node.content = std::move(*continuation.mutable_text());
+        break;
+      case v1::Continuation::kTokenIds:
+        node.content = TakeIds(continuation.token_ids());
+        break;
+      case v1::Continuation::CONTENT_NOT_SET:
+        return absl::InvalidArgumentError(absl::StrCat(node.id, ": not set"));
+    }
+  }
+  return request;
+}
+
+absl::StatusOr<PromptNode> TakePromptNode(v1::TokenizeRequest message) {
+  PromptNode node;
+  switch (message.input_case()) {
+    case v1::TokenizeRequest::kText:
+      node.content = std::move(*message.mutable_text());
+      break;
+    case v1::TokenizeRequest::kMessages:
+      node.content = TakeMessages(message.mutable_messages());
+      break;
+    case v1::TokenizeRequest::INPUT_NOT_SET:
+      return absl::InvalidArgumentError("input: not set");
+  }
+  return node;
+}
+
+std::vector<std::string> NodeLabels(const TreeRequest& request) {
+  std::vector<std::string> labels;
+  labels.reserve(request.nodes.size());
+  for (const PromptNode& node : request.nodes) {
+    labels.push_back(node.id.empty() ? absl::StrCat(labels.size()) : node.id);
+  }
+  return labels;
+}
+
+v1::TokenLogprob ToProto(const TokenLogprob& logprob, const Tokenizer& tokenizer) {
+  v1::TokenLogprob message;
+  message.set_token_id(logprob.token);
+  message.set_logprob(logprob.logprob);
+  message.set_token(tokenizer.TokenBytes(logprob.token, /*special=*/false));
+  message.mutable_top_logprobs()->Reserve(static_cast<int>(logprob.top.size()));
+  for (const auto& [token, value] : logprob.top) {
+    v1::TopLogprob* top = message.add_top_logprobs();
+    top->set_token_id(token);
+    top->set_logprob(value);
+    top->set_token(tokenizer.TokenBytes(token, /*special=*/false));
+  }
+  return message;
+}
+
+v1::FinishReason ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case FinishReason::kPruned:
+      return v1::FINISH_REASON_PRUNED;
+    case FinishReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
+    case FinishReason::kDeadline:
+      return v1::FINISH_REASON_DEADLINE;
+    case FinishReason::kError:
+      return v1::FINISH_REASON_ERROR;
+  }
+  ESPALIER_CHECK(false);
+}
+
+v1::GenerateEvent EventWriter::ToProto(TreeEvent event) const {
+  v1::GenerateEvent out;
+  // One overload a kind of event: a new kind does not compile until it has one.
+  struct Visitor {
+    const EventWriter& writer;
+    v1::GenerateEvent& out;
+
+    void operator()(TreeStarted& e) {
+      v1::TreeStarted& m = *out.mutable_tree_started();
+      m.set_tree_id(std::move(e.tree_id));
+      m.set_seed(e.seed);
+    }
+    void operator()(BranchStarted& e) {
+      v1::BranchStarted& m = *out.mutable_branch_started();
+      m.set_branch_id(e.branch_id);
+      if (e.parent_branch_id >= 0) m.set_parent_branch_id(e.parent_branch_id);
+      m.set_node_id(writer.node_labels_.at(e.node));
+      m.set_sample_index(e.sample);
+      m.set_fork_token_index(e.fork_token_index);
+    }
+    void operator()(StepTokens& e) {
+      v1::StepTokens& m = *out.mutable_tokens();
+      m.mutable_branches()->Reserve(static_cast<int>(e.branches.size()));
+      for (BranchTokens& branch : e.branches) {
+        v1::BranchTokens& b = *m.add_branches();
+        b.set_branch_id(branch.branch_id);
+        b.set_text(std::move(branch.text));
+        b.mutable_token_ids()->Add(branch.token_ids.begin(), branch.token_ids.end());
+        for (const TokenLogprob& logprob : branch.logprobs) {
+          *b.add_logprobs() = espalier::ToProto(logprob, *writer.tokenizer_);
+        }
+      }
+    }
+    void operator()(BranchFinished& e) {
+      v1::BranchFinished& m = *out.mutable_branch_finished();
+      m.set_branch_id(e.branch_id);
+      m.set_finish_reason(espalier::ToProto(e.reason));
+      m.set_cumulative_logprob(e.cumulative_logprob);
+      m.set_completion_tokens(e.completion_tokens);
+      m.set_stop_reason(std::move(e.stop_reason));
+    }
+    void operator()(NodeScored& e) {
+      v1::NodeScored& m = *out.mutable_node_scored();
+      m.set_node_id(writer.node_labels_.at(e.node));
+      if (e.parent_branch_id >= 0) m.set_parent_branch_id(e.parent_branch_id);
+      for (const TokenLogprob& logprob : e.logprobs) {
+        *m.add_logprobs() = espalier::ToProto(logprob, *writer.tokenizer_);
+      }
+    }
+    void operator()(TreeFinished& e) {
+      *out.mutable_tree_finished()->mutable_usage() = espalier::ToProto(e.usage);
+    }
+  };
+  std::visit(Visitor{*this, out}, event);
+  return out;
+}
+
+v1::Usage ToProto(const Usage& usage) {
+  v1::Usage message;
+  message.set_prompt_tokens(usage.prompt_tokens);
+  message.set_cached_tokens(usage.cached_tokens);
+  message.set_computed_tokens(usage.computed_tokens);
+  message.set_completion_tokens(usage.completion_tokens);
+  message.set_kv_tokens_read_unique(usage.kv_tokens_read_unique);
+  message.set_kv_tokens_read_logical(usage.kv_tokens_read_logical);
+  message.set_steps(usage.steps);
+  message.set_preemptions(usage.preemptions);
+  message.set_queue_ms(usage.queue_ms);
+  message.set_first_token_ms(usage.first_token_ms);
+  message.set_total_ms(usage.total_ms);
+  return message;
+}
+
+v1::GetModelInfoResponse ToProto(const ModelInfo& info) {
+  const ModelConfig& config = info.config;
+  v1::GetModelInfoResponse message;
+  message.set_name(AsUtf8(info.name));
+  message.set_architecture(AsUtf8(config.architecture));
+  message.set_parameters(info.parameters);
+  message.set_weight_type(info.weight_type);
+  message.set_weight_bytes(info.weight_bytes);
+  message.set_max_context(info.max_context);
+  message.set_max_positions(config.max_positions);
+  message.set_vocab_size(config.vocab_size);
+  message.set_hidden_size(config.hidden_size);
+  message.set_intermediate_size(config.intermediate_size);
+  message.set_num_layers(config.num_layers);
+  message.set_num_heads(config.num_heads);
+  message.set_num_kv_heads(config.num_kv_heads);
+  message.set_head_dim(config.head_dim);
+  if (config.bos_token_id >= 0) message.set_bos_token_id(config.bos_token_id);
+  message.mutable_eos_token_ids()->Add(config.eos_token_ids.begin(), config.eos_token_ids.end());
+  message.set_chat_format(std::string(NameOf(info.chat_format)));
+  v1::RopeInfo& rope = *message.mutable_rope();
+  rope.set_theta(config.rope.theta);
+  rope.set_scaling(std::string(NameOf(config.rope.scaling)));
+  rope.set_factor(config.rope.factor);
+  rope.set_low_freq_factor(config.rope.low_freq_factor);
+  rope.set_high_freq_factor(config.rope.high_freq_factor);
+  rope.set_original_max_positions(config.rope.original_max_positions);
+  message.set_norm_eps(config.norm_eps);
+  message.set_tied_embeddings(config.tied_embeddings);
+  message.set_qkv_bias(config.qkv_bias);
+  return message;
+}
+
+v1::GetServerStatsResponse ToProto(const EngineStats& stats, const EngineConfig& config) {
+  v1::GetServerStatsResponse message;
+  message.set_version(ESPALIER_VERSION);
+  message.set_uptime_s(stats.uptime_s);
+  message.set_device(std::string(NameOf(config.device)));
+  message.set_sharing(std::string(NameOf(config.sharing)));
+  message.set_pages_total(stats.pages_total);
+  message.set_pages_free(stats.pages_free);
+  message.set_pages_cached(stats.pages_cached);
+  message.set_pages_locked(stats.pages_locked);
+  message.set_pages_retiring(stats.pages_retiring);
+  message.set_page_size(stats.page_size);
+  message.set_kv_bytes(stats.kv_bytes);
+  message.set_trees_waiting(stats.trees_waiting);
+  message.set_trees_running(stats.trees_running);
+  message.set_branches_live(stats.branches_live);
+  message.set_trees_finished(stats.trees_finished);
+  message.set_steps(stats.steps);
+  message.set_preemptions(stats.preemptions);
+  message.set_prompt_tokens(stats.prompt_tokens);
+  message.set_cached_tokens(stats.cached_tokens);
+  message.set_computed_tokens(stats.computed_tokens);
+  message.set_completion_tokens(stats.completion_tokens);
+  message.set_kv_tokens_read_unique(stats.kv_tokens_read_unique);
+  message.set_kv_tokens_read_logical(stats.kv_tokens_read_logical);
+  message.set_schedule_ms(stats.schedule_ms);
+  message.set_plan_ms(stats.plan_ms);
+  message.set_forward_ms(stats.forward_ms);
+  message.set_sample_ms(stats.sample_ms);
+  message.set_emit_ms(stats.emit_ms);
+  return message;
+}
+
+v1::DescribeTreeResponse ToProto(const std::vector<TreeNodeInfo>& nodes, int max_nodes) {
+  v1::DescribeTreeResponse message;
+  const size_t count = std::min(nodes.size(), static_cast<size_t>(max_nodes));
+  message.set_truncated(count < nodes.size());
+  message.mutable_nodes()->Reserve(static_cast<int>(count));
+  for (size_t i = 0; i < count; ++i) {
+    const TreeNodeInfo& node = nodes[i];
+    v1::TreeNode& m = *message.add_nodes();
+    if (node.parent >= 0) m.set_parent(node.parent);
+    m.set_num_tokens(node.num_tokens);
+    m.set_num_filled(node.filled);
+    m.set_num_locks(node.locks);
+    m.set_num_pages(node.num_pages);
+    m.set_indexed(node.indexed);
+    m.set_head_text(AsUtf8(node.head_text));
+  }
+  return message;
+}
+
+}  // namespace espalier

@@ -1,0 +1,124 @@
+// espalier-server: loads a model and serves it until SIGTERM or SIGINT, then drains.
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "engine/engine.h"
+#include "server/flags.h"
+#include "server/load_progress.h"
+#include "server/log.h"
+#include "server/server.h"
+
+namespace espalier {
+namespace {
+
+constexpr int kBadUsage = 2;
+
+// Waits for the first SIGTERM or SIGINT; a second one ends the process at once. While a model
+// loads, signals keep their default action: there is nothing to drain yet.
+class StopSignal {
+ public:
+  StopSignal() {
+    event_fd_ = eventfd(0, EFD_CLOEXEC);
+    struct sigaction action = {};
+    action.sa_handler = OnSignal;
+    sigaction(SIGTERM, &action, nullptr);
+    sigaction(SIGINT, &action, nullptr);
+  }
+
+  void Wait() {
+    uint64_t count;
+    while (read(event_fd_, &count, sizeof(count)) < 0 && errno == EINTR) {
+    }
+  }
+
+ private:
+  static void OnSignal(int signal) {
+    if (seen_.exchange(true)) _exit(128 + signal);
+    const uint64_t one = 1;
+    // The counter cannot overflow, so the write cannot fail.
+    [[maybe_unused]] const ssize_t written = write(event_fd_, &one, sizeof(one));
+  }
+
+  static inline int event_fd_ = -1;
+  static inline std::atomic<bool> seen_ = false;
+  static_assert(std::atomic<bool>::is_always_lock_free);  // or a handler could not use it
+};
+
+absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineConfig& config) {
+  const LoadProgress progress(config.model_path);
+  return Engine::Create(config);
+}
+
+void LogModel(const Engine& engine, absl::Duration load_time) {
+  const ModelInfo& info = engine.model_info();
+  const EngineStats stats = engine.Stats();
+  Log(LogLevel::kInfo,
+      absl::StrFormat("loaded %s: %.1f M parameters, %s, %.0f MiB, context %d, in %.1f s",
+                      info.name, static_cast<double>(info.parameters) * 1e-6, info.weight_type,
+                      static_cast<double>(info.weight_bytes) / (1 << 20), info.max_context,
+                      absl::ToDoubleSeconds(load_time)));
+  Log(LogLevel::kInfo, absl::StrFormat("KV cache: %.0f MiB, %d tokens in pages of %d",
+                                       static_cast<double>(stats.kv_bytes) / (1 << 20),
+                                       stats.pages_total * stats.page_size, stats.page_size));
+}
+
+absl::Status Serve(const ServerOptions& options) {
+  absl::Status address = CheckAddress(options.rpc.host, options.rpc.port);
+  if (!address.ok()) return address;
+
+  const absl::Time start = absl::Now();
+  absl::StatusOr<std::unique_ptr<Engine>> engine = Load(options.engine);
+  if (!engine.ok()) return engine.status();
+  LogModel(**engine, absl::Now() - start);
+
+  absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(engine->get(), options.rpc);
+  if (!server.ok()) return server.status();
+
+  StopSignal stop;
+  // For programs that start this one and wait for it; the log is for people.
+  std::printf("listening on %s\n", (*server)->address().c_str());
+  std::fflush(stdout);
+
+  stop.Wait();
+  Log(LogLevel::kInfo,
+      absl::StrCat("draining for at most ", absl::FormatDuration(options.drain_timeout),
+                   "; a second signal ends at once"));
+  (*server)->Drain(options.drain_timeout);
+  Log(LogLevel::kInfo, "drained");
+  return absl::OkStatus();
+}
+
+int Main(int argc, const char* const* argv) {
+  absl::StatusOr<std::optional<ServerOptions>> options = ParseCommandLine(argc, argv);
+  if (!options.ok()) {
+    std::fprintf(stderr, "espalier-server: %s\n", std::string(options.status().message()).c_str());
+    return kBadUsage;
+  }
+  if (!options->has_value()) return 0;  // --help, --version
+
+  std::signal(SIGPIPE, SIG_IGN);  // of a stdout that nobody reads any more
+  InitLog((*options)->log_level);
+  if (absl::Status status = Serve(**options); !status.ok()) {
+    Log(LogLevel::kError, std::string(status.message()));
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace espalier
+
+int main(int argc, char** argv) { return espalier::Main(argc, argv); }

@@ -1,0 +1,12 @@
+// Benchmarks of Espalier's parts. Each subcommand prints a table, or JSON with --json.
+#include <CLI/CLI.hpp>
+
+#include "tests/bench/attention_bench.h"
+
+int main(int argc, char** argv) {
+  CLI::App app("Espalier benchmarks", "espalier-bench");
+  app.require_subcommand(1);
+  espalier::bench::AddAttentionCommand(app);
+  CLI11_PARSE(app, argc, argv);
+  return 0;
+}

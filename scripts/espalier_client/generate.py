@@ -16,6 +16,7 @@ from espalier_client.connection import InputError
 from espalier_client.tree_state import TreeState
 
 _REFRESH_S = 0.08  # of the live tree
+_PLAIN_WIDTH = 100  # columns of a tree that goes to a file or a pipe
 
 _GENERATION_OPTIONS = [  # (field of Generation, type, help)
     ("n", int, "branches of each node that generates"),
@@ -107,6 +108,8 @@ def _print_events(call: grpc.Call) -> None:
 
 def _print_tree(call: grpc.Call, state: TreeState, live: bool) -> None:
     console = Console()
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
     try:
         if live and console.is_terminal:
             _follow(call, state, console)
@@ -118,7 +121,7 @@ def _print_tree(call: grpc.Call, state: TreeState, live: bool) -> None:
             console.print(tree_render.render(state))
             console.print(f"tree {state.tree_id}, seed {state.seed}", highlight=False)
         if state.usage:
-            console.print(tree_render.usage_line(state.usage), highlight=False)
+            console.print(tree_render.usage_lines(state.usage), highlight=False, soft_wrap=True)
 
 
 def _follow(call: grpc.Call, state: TreeState, console: Console) -> None:

@@ -35,7 +35,7 @@ def score(args: argparse.Namespace, channel: grpc.Channel) -> int:
         )
     console = Console()
     console.print(table)
-    console.print(tree_render.usage_line(answer.usage), highlight=False)
+    console.print(tree_render.usage_lines(answer.usage), highlight=False, soft_wrap=True)
     return 0
 
 

@@ -1,7 +1,5 @@
 """Pictures for the terminal: a decode tree, the server's radix tree, usage."""
 
-import math
-
 from rich.text import Text
 from rich.tree import Tree
 
@@ -68,18 +66,18 @@ def sharing_ratio(unique: int, logical: int) -> float:
     return logical / unique if unique else 1.0
 
 
-def usage_line(usage: generate_pb2.Usage) -> str:
-    """What the tree cost, on two lines."""
+def usage_lines(usage: generate_pb2.Usage) -> str:
+    """What the tree cost."""
     unique, logical = usage.kv_tokens_read_unique, usage.kv_tokens_read_logical
     seconds = usage.total_ms / 1000
-    rate = usage.completion_tokens / seconds if seconds > 0 else math.nan
+    rate = usage.completion_tokens / seconds if seconds > 0 else 0.0
     return (
         f"usage: {usage.prompt_tokens:,} prompt tokens ({usage.cached_tokens:,} cached), "
-        f"{usage.completion_tokens:,} completion tokens, {usage.computed_tokens:,} computed, "
-        f"{usage.steps:,} steps, {seconds:.2f} s "
-        f"(first token {usage.first_token_ms / 1000:.2f} s, {rate:.0f} tokens/s)\n"
+        f"{usage.completion_tokens:,} generated, {usage.computed_tokens:,} computed\n"
         f"KV tokens read: {unique:,} unique, {logical:,} logical: "
-        f"{sharing_ratio(unique, logical):.2f}x fewer reads than branch by branch"
+        f"{sharing_ratio(unique, logical):.2f}x less than branch by branch\n"
+        f"time: {seconds:.2f} s, first token {usage.first_token_ms / 1000:.2f} s, "
+        f"{usage.steps:,} steps, {rate:.0f} tokens/s"
     )
 
 

@@ -82,13 +82,13 @@ class UsageTest(unittest.TestCase):
         usage = generate_pb2.Usage(
             kv_tokens_read_unique=1000, kv_tokens_read_logical=4500, completion_tokens=20, total_ms=500
         )
-        line = tree_render.usage_line(usage)
-        self.assertIn("1,000 unique, 4,500 logical", line)
-        self.assertIn("4.50x", line)
-        self.assertIn("40 tokens/s", line)
+        lines = tree_render.usage_lines(usage)
+        self.assertIn("1,000 unique, 4,500 logical", lines)
+        self.assertIn("4.50x", lines)
+        self.assertIn("40 tokens/s", lines)
 
     def test_an_empty_tree_divides_by_nothing(self):
-        self.assertIn("1.00x", tree_render.usage_line(generate_pb2.Usage()))
+        self.assertIn("1.00x", tree_render.usage_lines(generate_pb2.Usage()))
 
 
 class RadixTreeTest(unittest.TestCase):

@@ -1,4 +1,5 @@
 // Block kernels of row_math.h: plain C++, and AVX2 chosen at run time.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -90,6 +91,14 @@ ESPALIER_AVX2 BlockMax MaxAvx2(std::span<const float> block) {
   return result;
 }
 
+// The last, partial vector of a block, filled up with -inf. It takes the same path as the others:
+// equal logits must get equal weights wherever they are.
+ESPALIER_AVX2 inline __m256 LoadTail(std::span<const float> tail) {
+  alignas(32) float lanes[8];
+  std::fill(std::ranges::copy(tail, lanes).out, lanes + 8, kNegInf);
+  return _mm256_load_ps(lanes);
+}
+
 ESPALIER_AVX2 double SumExpAvx2(std::span<const float> block, float max) {
   const __m256 m = _mm256_set1_ps(max);
   __m256 even = _mm256_setzero_ps();
@@ -99,7 +108,11 @@ ESPALIER_AVX2 double SumExpAvx2(std::span<const float> block, float max) {
     even = _mm256_add_ps(even, Exp(_mm256_sub_ps(_mm256_loadu_ps(&block[i]), m)));
     odd = _mm256_add_ps(odd, Exp(_mm256_sub_ps(_mm256_loadu_ps(&block[i + 8]), m)));
   }
-  return Sum(even) + Sum(odd) + SumExpPortable(block.subspan(i), max);
+  for (; i < block.size(); i += 8) {
+    const __m256 x = LoadTail(block.subspan(i, std::min<size_t>(8, block.size() - i)));
+    even = _mm256_add_ps(even, Exp(_mm256_sub_ps(x, m)));
+  }
+  return Sum(even) + Sum(odd);
 }
 
 ESPALIER_AVX2 double ExpWeightsAvx2(std::span<const float> block, float max, float scale,
@@ -109,12 +122,20 @@ ESPALIER_AVX2 double ExpWeightsAvx2(std::span<const float> block, float max, flo
   __m256 sum = _mm256_setzero_ps();
   size_t i = 0;
   for (; i + 8 <= block.size(); i += 8) {
-    const __m256 x = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(&block[i]), m), s);
-    const __m256 w = Exp(x);
+    const __m256 x = _mm256_loadu_ps(&block[i]);
+    const __m256 w = Exp(_mm256_mul_ps(_mm256_sub_ps(x, m), s));
     _mm256_storeu_ps(weights + i, w);
     sum = _mm256_add_ps(sum, w);
   }
-  return Sum(sum) + ExpWeightsPortable(block.subspan(i), max, scale, weights + i);
+  if (i < block.size()) {
+    const __m256 x = LoadTail(block.subspan(i));
+    const __m256 w = Exp(_mm256_mul_ps(_mm256_sub_ps(x, m), s));
+    alignas(32) float lanes[8];
+    _mm256_store_ps(lanes, w);
+    std::copy_n(lanes, block.size() - i, weights + i);
+    sum = _mm256_add_ps(sum, w);
+  }
+  return Sum(sum);
 }
 
 #undef ESPALIER_AVX2

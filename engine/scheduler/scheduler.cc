@@ -243,7 +243,7 @@ void Scheduler::DecodeRow(LiveTree& live, int segment) {
 }
 
 void Scheduler::ScheduleFilling(LiveTree& live) {
-  if (!live.failure.ok()) return;
+  if (!live.failure.ok() || live.tree->outbox().full()) return;
   // By index: visiting a prompt may add its children, which are then visited too.
   for (size_t i = 0; i < live.active.size() && RowsLeft() > 0; ++i) {
     VisitFilling(live, live.active[i]);
@@ -259,13 +259,26 @@ void Scheduler::VisitFilling(LiveTree& live, int segment) {
   }
 }
 
-bool Scheduler::HasRoomFor(int64_t tokens) const {
-  // With nothing else in the step the segment must start: whoever ranks lower makes room for it.
-  if (rows_.empty()) return true;
+// Whether a segment may start that wants KV for so many tokens. Trees of lower priority and those
+// whose clients do not read make room; others run on, and the segment waits for them.
+bool Scheduler::HasRoomFor(const LiveTree& live, int64_t tokens) {
   const int64_t pages = tokens / config_.page_size + 2;
-  const int64_t available = pool_->num_free() + radix_->num_cached_pages();
-  // Every live branch may want a page soon; admitting into that would only preempt it again.
-  return pages + live_branches_ <= available;
+  // With nothing else in the step the segment must start: whoever ranks lower makes room for it.
+  while (!rows_.empty()) {
+    const int64_t available = pool_->num_free() + radix_->num_cached_pages();
+    // Every live branch may want a page soon; admitting into that would only preempt it again.
+    if (pages + live_branches_ <= available) return true;
+    if (!PreemptInferior(live)) return false;
+  }
+  return true;
+}
+
+// Whether a branch more may live.
+bool Scheduler::HasRoomForBranch(const LiveTree& live) {
+  while (live_branches_ >= config_.max_live_branches) {
+    if (!PreemptInferior(live)) return false;
+  }
+  return true;
 }
 
 bool Scheduler::Admit(LiveTree& live, int segment) {
@@ -276,7 +289,7 @@ bool Scheduler::Admit(LiveTree& live, int segment) {
     ExpandUnshared(live, segment);
     return false;
   }
-  if (kind == SegmentKind::kBranch && live_branches_ >= config_.max_live_branches) return false;
+  if (kind == SegmentKind::kBranch && !HasRoomForBranch(live)) return false;
   if (kind == SegmentKind::kScore && LogitsLeft() == 0) return false;
   const bool unshared = config_.sharing == Sharing::kNone || slot.compact;
   const bool admitted = unshared || kind == SegmentKind::kScore ? AdmitPrivate(live, segment)
@@ -313,7 +326,7 @@ bool Scheduler::AdmitPrivate(LiveTree& live, int segment) {
   }
   // A branch's last token is decoded, not filled; nothing follows a scored token.
   if (s.kind != SegmentKind::kPrompt) wanted.pop_back();
-  if (!HasRoomFor(static_cast<int64_t>(wanted.size()))) return false;
+  if (!HasRoomFor(live, static_cast<int64_t>(wanted.size()))) return false;
   if (below_parent) {
     // The first token is scored by the logits of the last one before it, whose KV exists.
     const int row = LogitsRowAt(live, segment, from, s.start - 1);
@@ -342,13 +355,19 @@ bool Scheduler::AdmitShared(LiveTree& live, int segment) {
   }
   if (s.kind == SegmentKind::kBranch) wanted.pop_back();
 
-  const RadixTree::MatchResult match = radix_->Match(from, wanted);
+  RadixTree::MatchResult match = radix_->Match(from, wanted);
   radix_->Lock(match.node);
-  const std::span<const int32_t> rest = std::span(wanted).subspan(match.matched);
-  if (!HasRoomFor(static_cast<int64_t>(rest.size()))) {
+  if (!HasRoomFor(live, static_cast<int64_t>(wanted.size()) - match.matched)) {
     radix_->Unlock(match.node);
     return false;
   }
+  // What was preempted to make room may have entered the index below the match.
+  const RadixTree::MatchResult more =
+      radix_->Match(match.node, std::span(wanted).subspan(match.matched));
+  radix_->Lock(more.node);
+  radix_->Unlock(match.node);
+  match = {more.node, match.matched + more.matched};
+  const std::span<const int32_t> rest = std::span(wanted).subspan(match.matched);
   if (s.kind == SegmentKind::kPrompt && !live.slots[segment].admitted) {
     const int before = below_parent ? 0 : s.start;
     live.tree->usage().cached_tokens += std::max(0, match.matched - before);
@@ -414,7 +433,7 @@ void Scheduler::CompleteFill(LiveTree& live, int segment) {
       Release(live, segment);
       Hold(live, segment, leaf);
       slot.state = State::kDecoding;
-      if (!live.tree->outbox().full()) DecodeRow(live, segment);
+      DecodeRow(live, segment);
       return;
     }
     case SegmentKind::kScore:
@@ -424,11 +443,10 @@ void Scheduler::CompleteFill(LiveTree& live, int segment) {
 }
 
 void Scheduler::StartBranches(LiveTree& live, int segment) {
-  if (live.tree->outbox().full()) return;
   Slot& slot = live.slots[segment];
   const int n = live.tree->node(live.tree->segment(segment)).generation->n;
   const int position = live.tree->path_length(segment) - 1;
-  while (slot.next_sample < n && live_branches_ < config_.max_live_branches) {
+  while (slot.next_sample < n && HasRoomForBranch(live)) {
     const int row = LogitsRowAt(live, segment, slot.tail, position);
     if (row < 0) return;
     const int branch = live.tree->AddBranch(segment, slot.next_sample++);
@@ -541,10 +559,20 @@ bool Scheduler::MakeRoom(LiveTree& live, int segment) {
   return false;
 }
 
-bool Scheduler::PreemptFor(const LiveTree& live, int segment) {
-  for (auto it = trees_.rbegin(); it != trees_.rend(); ++it) {
-    if (it->get() != &live && (*it)->tree->outbox().full() && PreemptIn(**it, -1)) return true;
+// Preempts in a tree whose client does not read, or else in one of lower priority.
+bool Scheduler::PreemptInferior(const LiveTree& live) {
+  for (auto& other : trees_ | std::views::reverse) {
+    if (other.get() != &live && other->tree->outbox().full() && PreemptIn(*other, -1)) return true;
   }
+  for (auto& other : trees_ | std::views::reverse) {
+    if (other->tree->priority() >= live.tree->priority()) return false;
+    if (PreemptIn(*other, -1)) return true;
+  }
+  return false;
+}
+
+bool Scheduler::PreemptFor(const LiveTree& live, int segment) {
+  if (PreemptInferior(live)) return true;
   for (auto it = trees_.rbegin(); it != trees_.rend(); ++it) {
     if (it->get() == &live) return PreemptIn(**it, segment);
     if (PreemptIn(**it, -1)) return true;

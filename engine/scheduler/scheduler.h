@@ -139,7 +139,8 @@ class Scheduler {
   bool Admit(LiveTree& live, int segment);
   bool AdmitPrivate(LiveTree& live, int segment);
   bool AdmitShared(LiveTree& live, int segment);
-  bool HasRoomFor(int64_t tokens) const;
+  bool HasRoomFor(const LiveTree& live, int64_t tokens);
+  bool HasRoomForBranch(const LiveTree& live);
   void Fill(LiveTree& live, int segment);
   bool FillSome(LiveTree& live, int segment);
   void CompleteFill(LiveTree& live, int segment);
@@ -153,6 +154,7 @@ class Scheduler {
   void AddTask(int row, LiveTree& live, int segment, std::optional<int32_t> score_token);
 
   bool MakeRoom(LiveTree& live, int segment);
+  bool PreemptInferior(const LiveTree& live);
   bool PreemptFor(const LiveTree& live, int segment);
   bool PreemptIn(LiveTree& victim, int above_segment);
   void Preempt(LiveTree& live, int segment);

@@ -185,23 +185,33 @@ void Simulation::CheckRow(const StepBatch& batch, int row) {
   ASSERT_EQ(position, batch.positions[row] + 1);
 }
 
-// Whoever ranks highest has a row in every step, or in every few where branches take turns.
-void Simulation::CheckTopProgresses() {
-  const Client* top = nullptr;
-  std::string top_id;
+// Of the trees whose clients read, the one of highest rank.
+void Simulation::FindTop() {
+  const std::string before = std::exchange(top_, "");
+  const auto rank = [](const Client& c) { return std::pair(-c.tree->priority(), c.arrival); };
   for (const auto& [id, client] : clients_) {
     if (!scheduler_.Contains(id) || client.outbox->full()) continue;
-    const auto rank = [](const Client& c) { return std::pair(-c.tree->priority(), c.arrival); };
-    if (top != nullptr && rank(*top) < rank(client)) continue;
-    top = &client;
-    top_id = id;
+    if (top_.empty() || rank(client) < rank(clients_[top_])) top_ = id;
   }
-  if (top == nullptr) return;
-  const int64_t computed = top->tree->usage().computed_tokens;
-  top_waits_ = top_id == top_ && computed == top_computed_ ? top_waits_ + 1 : 0;
-  top_ = top_id;
-  top_computed_ = computed;
-  ASSERT_LE(top_waits_, 4) << top_id << " ranks highest and does not progress";
+  if (top_ != before) top_waits_ = top_waits_alone_ = 0;
+  if (!top_.empty()) top_computed_ = clients_[top_].tree->usage().computed_tokens;
+}
+
+// Whoever ranks highest has a row in every step, or in every few where branches take turns. Against
+// its equals it may have to wait until the branches that live have ended.
+void Simulation::CheckTopProgressed() {
+  if (!scheduler_.Contains(top_)) return;
+  const Client& top = clients_[top_];
+  bool equals = false;
+  for (const auto& [id, client] : clients_) {
+    equals |=
+        id != top_ && scheduler_.Contains(id) && client.tree->priority() == top.tree->priority();
+  }
+  const bool waits = top.tree->usage().computed_tokens == top_computed_;
+  top_waits_ = waits ? top_waits_ + 1 : 0;
+  top_waits_alone_ = waits && !equals ? top_waits_alone_ + 1 : 0;
+  ASSERT_LE(top_waits_alone_, 4) << top_ << " has the highest priority and does not progress";
+  ASSERT_LE(top_waits_, 64) << top_ << " ranks highest and does not progress";
 }
 
 void Simulation::RunModel(const StepBatch& batch) {
@@ -264,6 +274,7 @@ void Simulation::Step() {
     if (!client.slow || Chance(0.02)) Read(id, client);
     if (clients_.contains(id)) stalled |= clients_[id].outbox->full();
   }
+  FindTop();
   const StepBatch* batch = scheduler_.Schedule(now_);
   ++steps_;
   if (batch == nullptr) {
@@ -279,7 +290,7 @@ void Simulation::Step() {
   if (testing::Test::HasFatalFailure()) return;
   row_bad_.assign(batch->num_rows(), 0);
   scheduler_.Commit(samples_, row_bad_, now_);
-  CheckTopProgresses();
+  CheckTopProgressed();
   if (steps_ % options_.check_every == 0) scheduler_.CheckInvariants();
 }
 

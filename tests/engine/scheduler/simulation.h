@@ -60,7 +60,8 @@ class Simulation {
   Generation RandomGeneration();
   void Read(const std::string& id, Client& client);
   void RunModel(const StepBatch& batch);
-  void CheckTopProgresses();
+  void FindTop();
+  void CheckTopProgressed();
   void CheckRow(const StepBatch& batch, int row);
   int Random(int low, int high) { return std::uniform_int_distribution(low, high)(rng_); }
   bool Chance(double p) { return std::bernoulli_distribution(p)(rng_); }
@@ -78,9 +79,10 @@ class Simulation {
   std::vector<uint8_t> row_bad_;
   absl::Time now_ = absl::UnixEpoch();
   int64_t steps_ = 0;
-  std::string top_;           // the tree of highest rank whose client reads
-  int64_t top_computed_ = 0;  // its rows so far
-  int64_t top_waits_ = 0;     // steps since it had a row
+  std::string top_;              // the tree of highest rank whose client reads
+  int64_t top_computed_ = 0;     // its rows so far
+  int64_t top_waits_ = 0;        // steps since it had a row
+  int64_t top_waits_alone_ = 0;  // of those, the latest without a tree of equal priority
   int64_t submitted_ = 0;
   int64_t finished_ = 0;
   Usage total_;

@@ -19,8 +19,8 @@ absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Messa
   }
   grpc::ProtoBufferReader reader(&shared);
   if (message->ParseFromZeroCopyStream(&reader)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      message->GetDescriptor()->name(), ": malformed message, or a string that is not UTF-8"));
+  return absl::InvalidArgumentError(
+      absl::StrCat(message->GetDescriptor()->name(), ": malformed message"));
 }
 
 grpc::ByteBuffer SerializeMessage(const google::protobuf::Message& message) {

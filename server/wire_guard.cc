@@ -5,9 +5,11 @@
 #include <google/protobuf/io/zero_copy_stream.h>
 #include <google/protobuf/wire_format_lite.h>
 
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/utf8.h"
 
 namespace espalier {
 namespace {
@@ -73,6 +75,9 @@ class Walk {
         field != nullptr && field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
     const bool is_string = field != nullptr && field->cpp_type() == FieldDescriptor::CPPTYPE_STRING;
     if ((is_message || is_string) && ++elements_ > kMaxWireElements) return TooMany();
+    if (field != nullptr && field->type() == FieldDescriptor::TYPE_STRING) {
+      return Text(*field, static_cast<int>(size));
+    }
     if (!is_message) return in_.Skip(static_cast<int>(size)) ? absl::OkStatus() : Malformed();
 
     if (levels_.size() >= kMaxWireDepth) {
@@ -87,6 +92,14 @@ class Walk {
     return absl::OkStatus();
   }
 
+  // Protobuf would refuse it as well, but without saying which field it is.
+  absl::Status Text(const FieldDescriptor& field, int size) {
+    if (!in_.ReadString(&text_, size)) return Malformed();
+    if (IsValidUtf8(text_)) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(field.containing_type()->name(), ".", field.name(), ": not valid UTF-8"));
+  }
+
   absl::Status Malformed() const {
     return absl::InvalidArgumentError(absl::StrCat(type_.name(), ": malformed message"));
   }
@@ -99,6 +112,7 @@ class Walk {
   CodedInputStream in_;
   std::vector<Level> levels_;
   int elements_ = 0;
+  std::string text_;  // of the field at hand
 };
 
 }  // namespace

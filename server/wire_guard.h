@@ -19,8 +19,8 @@ inline constexpr int kMaxWireElements = 1 << 18;
 // Messages inside each other. Protobuf itself gives up at 100.
 inline constexpr int kMaxWireDepth = 96;
 
-// INVALID_ARGUMENT for bytes that are not a well-formed `type`, or exceed a limit above. Iterative:
-// depth costs no stack.
+// INVALID_ARGUMENT for bytes that are not a well-formed `type`, hold a string that is not UTF-8, or
+// exceed a limit above. Iterative: depth costs no stack.
 absl::Status CheckWire(const google::protobuf::Descriptor& type,
                        google::protobuf::io::ZeroCopyInputStream* bytes);
 

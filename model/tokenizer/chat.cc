@@ -115,4 +115,11 @@ std::optional<std::vector<int32_t>> EncodeChat(const Tokenizer& tokenizer,
   return ids;
 }
 
+std::vector<int32_t> EncodeTurnEnd(const Tokenizer& tokenizer) {
+  std::vector<int32_t> ids;
+  TurnWriter writer(tokenizer, tokenizer.chat_format(), &ids);
+  if (tokenizer.chat_format() != ChatFormat::kNone && writer.FindTokens()) writer.CloseTurn();
+  return ids;
+}
+
 }  // namespace espalier

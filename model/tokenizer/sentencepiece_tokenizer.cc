@@ -223,7 +223,8 @@ void SentencePieceTokenizer::EncodeBpe(std::string_view text, std::vector<int32_
 }
 
 void SentencePieceTokenizer::EncodeUnigram(std::string_view text, std::vector<int32_t>* ids) const {
-  // The best segmentation that ends at each byte (Viterbi).
+  // The best segmentation that ends at each byte (Viterbi). Sums are of single precision, as in the
+  // library from 0.2 on: of segmentations with equal pieces in another order, rounding decides.
   struct Best {
     float score = 0;
     int32_t id = -1;     // of the last piece; -1: a character without one
@@ -232,11 +233,11 @@ void SentencePieceTokenizer::EncodeUnigram(std::string_view text, std::vector<in
   std::vector<Best> best(text.size() + 1);
   for (size_t begin = 0; begin < text.size();) {
     const float before = best[begin].score;
-    const auto offer = [&](size_t bytes, int32_t id, double score) {
+    const auto offer = [&](size_t bytes, int32_t id, float score) {
       Best& end = best[begin + bytes];
-      const double total = score + before;
+      const float total = score + before;
       if (end.begin >= 0 && total <= end.score) return;
-      end = {.score = static_cast<float>(total), .id = id, .begin = static_cast<int64_t>(begin)};
+      end = {.score = total, .id = id, .begin = static_cast<int64_t>(begin)};
     };
     const size_t char_bytes = CharBytes(text.substr(begin));
     bool has_char = false;
@@ -244,8 +245,8 @@ void SentencePieceTokenizer::EncodeUnigram(std::string_view text, std::vector<in
       if (vocabulary().kind(id) == PieceKind::kUnused) return;
       // User-defined pieces outweigh any other segmentation.
       const bool user_defined = vocabulary().kind(id) == PieceKind::kUserDefined;
-      const double score =
-          user_defined ? static_cast<float>(bytes) * best_score_ - 0.1 : double{scores_[id]};
+      const float score =
+          user_defined ? static_cast<float>(bytes) * best_score_ - 0.1f : scores_[id];
       offer(bytes, id, score);
       has_char |= bytes == char_bytes;
     });

@@ -58,4 +58,8 @@ std::optional<std::vector<int32_t>> EncodeChat(const Tokenizer& tokenizer,
                                                std::span<const ChatMessage> messages, bool at_root,
                                                bool add_generation_prompt);
 
+// What closes an assistant's turn that was left open, as a generation leaves it: a generation does
+// not keep the token that stopped it. Empty without a chat format.
+std::vector<int32_t> EncodeTurnEnd(const Tokenizer& tokenizer);
+
 }  // namespace espalier

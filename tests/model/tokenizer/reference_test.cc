@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cinttypes>
 #include <cstdio>
 #include <fstream>
@@ -55,7 +57,9 @@ TEST_P(TokenizerReferenceTest, EveryLineHasTheReferenceIds) {
     const std::vector<int32_t> inner = tokenizer->Encode(text, /*at_root=*/false);
     const std::vector<int32_t> root = tokenizer->Encode(text, /*at_root=*/true);
     SCOPED_TRACE(testing::Message() << "line " << lines << ": " << testing::PrintToString(text));
-    if (!wanted.empty()) EXPECT_EQ(inner, wanted);
+    if (!wanted.empty()) {
+      EXPECT_EQ(inner, wanted);
+    }
     EXPECT_EQ(HashOf(inner), inner_hash) << testing::PrintToString(inner);
     ASSERT_GE(root.size(), prefix.size());
     EXPECT_THAT(std::vector<int32_t>(root.begin(), root.begin() + prefix.size()),
@@ -76,8 +80,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"smollm.gguf", "smollm"}, Case{"tekken.gguf", "tekken"},
                     Case{"default.gguf", "default"}, Case{"spm_bpe.gguf", "spm_bpe"},
                     Case{"demo", "demo"}),
-    [](const auto& info) {
-      std::string name = info.param.tokenizer;
+    [](const auto& test) {
+      std::string name = test.param.tokenizer;
       std::replace_if(
           name.begin(), name.end(), [](char c) { return !std::isalnum(c); }, '_');
       return name;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <ostream>
 #include <stdexcept>
 
 namespace espalier::testing {
@@ -40,6 +41,12 @@ WorkloadTrace ParseTrace(const Json& json) {
 }
 
 }  // namespace
+
+void PrintTo(const TraceTotals& totals, std::ostream* out) {
+  *out << "{steps " << totals.steps << ", queries " << totals.sum_queries << ", unique "
+       << totals.sum_tree_tokens << ", logical " << totals.sum_path_tokens << ", most leaves "
+       << totals.max_leaves << "}";
+}
 
 std::vector<WorkloadTrace> LoadWorkloadTraces(const std::string& path) {
   std::ifstream file(path);

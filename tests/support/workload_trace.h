@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iosfwd>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,7 @@ struct TraceTotals {
   int64_t max_leaves = 0;
   bool operator==(const TraceTotals&) const = default;
 };
+void PrintTo(const TraceTotals& totals, std::ostream* out);  // for failed expectations
 
 struct WorkloadTrace {
   std::string id;

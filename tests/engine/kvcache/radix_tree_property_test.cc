@@ -219,6 +219,7 @@ class World {
     const int count = 1 + Below(9);
     const int served = tree_.Fill(unfilled->node, count, &slots);
     ASSERT_EQ(served, static_cast<int>(slots.size()));
+    ASSERT_LE(served, std::min(count, unfilled->remaining));
     if (served < std::min(count, unfilled->remaining)) CheckExhausted();
     const Hashes prefixes = PrefixHashes(branch->space, branch->path);
     for (int i = 0; i < served; ++i) Write(slots[i], prefixes[begin + i + 1]);
@@ -435,6 +436,11 @@ class World {
     ASSERT_EQ(end, 0u);
     ASSERT_EQ(at, tree_.Root(Salt(branch.space)));
     ASSERT_EQ(tree_.path_tokens(branch.node), static_cast<int>(branch.path.size()));
+    // Nobody waits for a filler that is gone.
+    const auto unfilled = tree_.FirstUnfilled(branch.node);
+    if (!unfilled || unfilled->filler == 0) return;
+    ASSERT_TRUE(std::any_of(branches_.begin(), branches_.end(),
+                            [&](const Branch& other) { return other.filler == unfilled->filler; }));
   }
 
   WorldOptions options_;

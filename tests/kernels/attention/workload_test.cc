@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <iostream>
 #include <string>
 #include <vector>
 
@@ -13,15 +12,6 @@
 #include "tests/support/workload_trace.h"
 
 namespace espalier {
-
-namespace testing {
-void PrintTo(const TraceTotals& totals, std::ostream* out) {
-  *out << "{steps " << totals.steps << ", queries " << totals.sum_queries << ", unique "
-       << totals.sum_tree_tokens << ", logical " << totals.sum_path_tokens << ", most leaves "
-       << totals.max_leaves << "}";
-}
-}  // namespace testing
-
 namespace {
 
 using testing::LoadWorkloadTraces;

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+
 namespace espalier {
 
 enum class RopeScaling { kNone, kLinear, kLlama3 };
@@ -37,6 +39,10 @@ struct ModelConfig {
   std::vector<int32_t> eos_token_ids;
   int32_t bos_token_id = -1;  // -1: none
 };
+
+// Whether every number is within what we accept and they fit each other. Whoever reads a config
+// from a file calls this before anything is sized by it. INVALID_ARGUMENT names field, value, limit.
+absl::Status ValidateConfig(const ModelConfig& config);
 
 // inv_freq[i], i < head_dim / 2, after scaling. Source: Hugging Face transformers'
 // modeling_rope_utils; Llama 3.1 reference code for llama3.

@@ -192,6 +192,13 @@ def logits_of(config, state, token_ids, dtype=torch.float32):
     return logits[:, POSITIONS].contiguous()
 
 
+def inv_freq_of(config):
+    """The rotation frequencies [head_dim / 2] that transformers computes for this config."""
+    rotary = transformers.AutoModel.from_config(config).rotary_emb
+    assert rotary.attention_scaling == 1
+    return rotary.inv_freq.float().numpy()
+
+
 def ablations(config_json, state):
     """Pairs (what is left out, config, weights): mistakes that the goldens must show."""
     for key in ("rope_scaling", "rope_parameters"):
@@ -223,6 +230,7 @@ def write_goldens(path, config_json, state, token_ids):
             "token_ids": token_ids,
             "positions": np.array(POSITIONS, dtype=np.int32),
             "logits": logits.numpy(),
+            "inv_freq": inv_freq_of(config),
         },
         path,
     )

@@ -7,10 +7,8 @@
 #include <limits>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
-#include "model/checkpoint/overlap.h"
+#include "model/checkpoint/quoted.h"
 
 namespace espalier {
 namespace {
@@ -30,15 +28,6 @@ T Load(const std::byte* data) {
   T value;
   std::memcpy(&value, data, sizeof(T));
   return value;
-}
-
-// What a message may quote of an untrusted string.
-std::string Quoted(std::string_view text) {
-  constexpr size_t kMaxQuotedBytes = 80;
-  return absl::StrCat(
-      "\"",
-      absl::CHexEscape(absl::string_view(text.data(), std::min(text.size(), kMaxQuotedBytes))),
-      text.size() > kMaxQuotedBytes ? "\"..." : "\"");
 }
 
 // Names of ggml's element types, by their number; empty where a number was never given or retired.
@@ -78,7 +67,20 @@ std::string GgmlTypeName(uint32_t type) {
   return absl::StrCat("number ", type);
 }
 
-absl::string_view Absl(std::string_view text) { return {text.data(), text.size()}; }
+struct NamedRange {
+  std::string_view name;
+  uint64_t begin;  // byte offset
+  uint64_t end;    // one past the last
+};
+
+// Two tensors that claim the same bytes, or nothing. Sorts `ranges`.
+std::optional<std::pair<NamedRange, NamedRange>> FindOverlap(std::vector<NamedRange>& ranges) {
+  std::ranges::sort(ranges, {}, &NamedRange::begin);
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    if (ranges[i].begin < ranges[i - 1].end) return {{ranges[i - 1], ranges[i]}};
+  }
+  return std::nullopt;
+}
 
 }  // namespace
 
@@ -126,7 +128,7 @@ class GgufFile::Parser {
 };
 
 absl::Status GgufFile::Parser::Truncated(std::string_view what, uint64_t wanted) const {
-  return Invalid("truncated: ", Absl(what), " needs ", wanted, " bytes at offset ", position_,
+  return Invalid("truncated: ", ToAbsl(what), " needs ", wanted, " bytes at offset ", position_,
                  ", the file has ", bytes_.size());
 }
 
@@ -150,7 +152,7 @@ absl::StatusOr<std::string_view> GgufFile::Parser::TakeString(uint64_t max_bytes
   const auto length = TakeScalar<uint64_t>(what);
   if (!length.ok()) return length.status();
   if (*length > max_bytes) {
-    return Invalid(Absl(what), " at offset ", position_, " claims ", *length,
+    return Invalid(ToAbsl(what), " at offset ", position_, " claims ", *length,
                    " bytes, the limit is ", max_bytes);
   }
   const auto taken = Take(*length, what);
@@ -267,13 +269,13 @@ absl::Status GgufFile::Parser::ReadTensorInfo() {
   const DTypeInfo& info = Info(*dtype);
   if (dims[0] % info.block_elements != 0) {
     return Invalid("tensor ", Quoted(*name), " has rows of ", dims[0],
-                   " elements, not a multiple of ", Absl(info.name), "'s block of ",
+                   " elements, not a multiple of ", ToAbsl(info.name), "'s block of ",
                    info.block_elements);
   }
   // More blocks than bytes cannot fit; checked first so that the product below cannot overflow.
   if (elements / info.block_elements > static_cast<int64_t>(bytes_.size())) {
     return Invalid("truncated: tensor ", Quoted(*name), " has ", elements, " elements of ",
-                   Absl(info.name), ", the file has ", bytes_.size(), " bytes");
+                   ToAbsl(info.name), ", the file has ", bytes_.size(), " bytes");
   }
   entries_.push_back(
       {*name, *dtype, elements / dims[0], dims[0], *offset, BytesOf(*dtype, elements)});
@@ -313,7 +315,8 @@ absl::Status GgufFile::Parser::PlaceTensors() {
     ranges.push_back({entry.name, entry.offset, entry.offset + entry.num_bytes});
   }
   if (const auto pair = FindOverlap(ranges)) {
-    return Invalid("tensors ", Quoted(pair->first), " and ", Quoted(pair->second), " overlap");
+    return Invalid("tensors ", Quoted(pair->first.name), " and ", Quoted(pair->second.name),
+                   " overlap");
   }
   return absl::OkStatus();
 }
@@ -389,7 +392,7 @@ absl::Status GgufFile::WrongType(std::string_view key, const Value& value,
                                  std::string_view wanted) const {
   return absl::InvalidArgumentError(
       absl::StrCat(name_, ": metadata ", Quoted(key), " is ", value.is_array ? "an array of " : "",
-                   Absl(TypeName(value.type)), ", not ", Absl(wanted)));
+                   ToAbsl(TypeName(value.type)), ", not ", ToAbsl(wanted)));
 }
 
 // Empty when the type is no integer, or the value is beyond 2^63.

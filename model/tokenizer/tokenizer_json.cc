@@ -128,9 +128,13 @@ class Reader {
           return Unsupported(Concat("added token '", *content, "' with ", name));
         }
       }
-      if (const auto known = spec_.vocabulary.Find(*content); known.has_value() && *known != *id) {
+      const Vocabulary& vocabulary = spec_.vocabulary;
+      if (vocabulary.Find(*content).value_or(*id) != *id ||
+          (vocabulary.Contains(*id) && !vocabulary.piece(*id).empty() &&
+           vocabulary.piece(*id) != *content)) {
         return absl::InvalidArgumentError(
-            Concat("added_tokens: '", *content, "' has id ", *id, ", in the vocabulary ", *known));
+            Concat("added_tokens: '", *content, "' has id ", *id,
+                   ", but the vocabulary says otherwise of the one or the other"));
       }
       if (*normalized) spec_.normalized_added_ids.insert(*id);
       if (absl::Status status = spec_.vocabulary.Set(

@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "engine/sampler/row_math.h"
 #include "kernels/core/check.h"
 
 namespace espalier {
@@ -15,11 +16,6 @@ constexpr float kNegInf = -std::numeric_limits<float>::infinity();
 constexpr float kGreedyBelowTemperature = 1e-5f;
 
 double LogSumExp(const RowSummary& row) { return row.max + std::log(row.sum_exp); }
-
-// The order in which filters keep candidates; total, so that they keep exactly as many as asked.
-constexpr auto kMoreLikely = [](const auto& a, const auto& b) {
-  return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
-};
 
 }  // namespace
 
@@ -122,15 +118,16 @@ int32_t Sampler::Draw(std::span<const float> logits, float max, const SamplingPa
     // All tokens below the threshold together hold less than (1 - top_p) of the weight, so that
     // they are outside the nucleus. Rounding must not lift it above the largest weight, 1.
     const double spare = (1.0 - params.top_p) * total / static_cast<double>(weights_.size());
-    CollectCandidates(std::min(static_cast<float>(spare), 1.0f));
-    KeepWeight(params.top_p * total);
-    return DrawFromCandidates(uniform);
+    candidates_.Collect(weights_, std::min(static_cast<float>(spare), 1.0f));
+    candidates_.KeepWeight(params.top_p * total);
+    return candidates_.Draw(uniform);
   }
-  CollectCandidates(std::max(
-      params.min_p, KthLargestLowerBound(weights_, std::max(params.top_k, 0), &block_maxima_)));
-  if (params.top_k > 0) KeepTopK(params.top_k);
-  if (params.top_p < 1.0f) KeepWeight(params.top_p * TotalWeight());
-  return DrawFromCandidates(uniform);
+  const int k = std::max(params.top_k, 0);
+  candidates_.Collect(weights_,
+                      std::max(params.min_p, KthLargestLowerBound(weights_, k, &maxima_)));
+  if (k > 0) candidates_.KeepMostLikely(k);
+  if (params.top_p < 1.0f) candidates_.KeepWeight(params.top_p * candidates_.TotalWeight());
+  return candidates_.Draw(uniform);
 }
 
 int32_t Sampler::DrawFromAll(double target) const {
@@ -152,76 +149,20 @@ int32_t Sampler::DrawFromAll(double target) const {
   return last;
 }
 
-int32_t Sampler::DrawFromCandidates(double uniform) const {
-  double target = uniform * TotalWeight();
-  for (const Candidate& c : candidates_) {
-    target -= c.weight;
-    if (target < 0) return c.token;
-  }
-  return candidates_.back().token;  // rounding, as above
-}
-
-double Sampler::TotalWeight() const {
-  double total = 0;
-  for (const Candidate& c : candidates_) total += c.weight;
-  return total;
-}
-
-void Sampler::CollectCandidates(float threshold) {
-  threshold = std::max(threshold, std::numeric_limits<float>::min());  // weight 0 is never drawn
-  candidates_.clear();
-  for (size_t i = 0; i < weights_.size(); ++i) {
-    if (weights_[i] >= threshold) candidates_.push_back({weights_[i], static_cast<int32_t>(i)});
-  }
-}
-
-void Sampler::DropBelow(const Candidate& weakest) {
-  std::erase_if(candidates_, [&](const Candidate& c) { return kMoreLikely(weakest, c); });
-}
-
-void Sampler::KeepTopK(int k) {
-  if (candidates_.size() <= static_cast<size_t>(k)) return;
-  ranking_ = candidates_;
-  const auto kth = ranking_.begin() + (k - 1);
-  std::nth_element(ranking_.begin(), kth, ranking_.end(), kMoreLikely);
-  DropBelow(*kth);
-}
-
-// Finds the last candidate to keep by halving the range that it lies in: linear time.
-void Sampler::KeepWeight(double wanted) {
-  ranking_ = candidates_;
-  auto begin = ranking_.begin();
-  auto end = ranking_.end();
-  while (end - begin > 1) {
-    const auto middle = begin + (end - begin) / 2;
-    std::nth_element(begin, middle, end, kMoreLikely);
-    double upper = 0;
-    for (auto it = begin; it != middle; ++it) upper += it->weight;
-    if (upper >= wanted) {
-      end = middle;
-    } else {
-      wanted -= upper;
-      begin = middle;
-    }
-  }
-  DropBelow(*begin);
-}
-
 std::vector<std::pair<int32_t, float>> Sampler::TopLogprobs(std::span<const float> logits,
                                                             double log_sum, int count) {
   std::vector<std::pair<int32_t, float>> top;
   if (count <= 0) return top;
-  const float threshold = KthLargestLowerBound(logits, count, &block_maxima_);
-  ranking_.clear();
+  const float threshold = KthLargestLowerBound(logits, count, &maxima_);
   for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] >= threshold) ranking_.push_back({logits[i], static_cast<int32_t>(i)});
+    if (logits[i] >= threshold) top.emplace_back(static_cast<int32_t>(i), logits[i]);
   }
-  const size_t kept = std::min<size_t>(count, ranking_.size());
-  std::partial_sort(ranking_.begin(), ranking_.begin() + static_cast<ptrdiff_t>(kept),
-                    ranking_.end(), kMoreLikely);
-  for (size_t i = 0; i < kept; ++i) {
-    top.emplace_back(ranking_[i].token, static_cast<float>(ranking_[i].weight - log_sum));
-  }
+  const auto kept = top.begin() + std::min<ptrdiff_t>(count, std::ssize(top));
+  std::partial_sort(top.begin(), kept, top.end(), [](const auto& a, const auto& b) {
+    return a.second != b.second ? a.second > b.second : a.first < b.first;
+  });
+  top.erase(kept, top.end());
+  for (auto& [token, logprob] : top) logprob = static_cast<float>(logprob - log_sum);
   return top;
 }
 

@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "engine/request.h"
-#include "engine/sampler/row_math.h"
+#include "engine/sampler/candidate_set.h"
 #include "engine/sampler/token_history.h"
 
 namespace espalier {
@@ -59,23 +59,11 @@ class Sampler {
   Sample Score(std::span<const float> logits, int32_t token, int top_logprobs);
 
  private:
-  struct Candidate {
-    float weight;
-    int32_t token;
-  };
-
   void Process(const SampleInput& input);
   void ApplyPenalties(const SamplingParams& params, const TokenHistory& history);
   int32_t Draw(std::span<const float> logits, float max, const SamplingParams& params,
                double uniform);
   int32_t DrawFromAll(double target) const;
-  int32_t DrawFromCandidates(double uniform) const;
-  double TotalWeight() const;
-  void CollectCandidates(float threshold);
-  void KeepTopK(int k);
-  // Keeps the fewest most likely candidates that hold the weight.
-  void KeepWeight(double wanted);
-  void DropBelow(const Candidate& weakest);
   std::vector<std::pair<int32_t, float>> TopLogprobs(std::span<const float> logits, double log_sum,
                                                      int count);
 
@@ -83,9 +71,8 @@ class Sampler {
   std::vector<uint8_t> penalised_;  // [vocab] all 0 between calls
   std::vector<float> weights_;      // [vocab] exp((logit - max) / temperature)
   std::vector<double> block_sums_;  // of weights_
-  std::vector<float> block_maxima_;
-  std::vector<Candidate> candidates_;  // what the filters have left, by id
-  std::vector<Candidate> ranking_;     // a reordered copy of them
+  std::vector<float> maxima_;       // scratch of KthLargestLowerBound
+  CandidateSet candidates_;
 };
 
 }  // namespace espalier

@@ -1,5 +1,7 @@
 // The engine's facade: validates and tokenises on the caller's thread, hands trees to the one
 // engine thread, which schedules, runs the model and emits. All methods are thread-safe.
+//
+// Owns the checkpoint, the model, the KV cache and the engine thread.
 #pragma once
 
 #include <memory>
@@ -15,6 +17,7 @@
 #include "engine/request.h"
 #include "engine/sharing.h"
 #include "kernels/runtime/context.h"
+#include "model/checkpoint/checkpoint.h"
 #include "model/config.h"
 
 namespace espalier {
@@ -23,14 +26,14 @@ struct EngineConfig {
   std::string model_path;
   Device device = Device::kCpu;
   CpuPrecision cpu_precision = CpuPrecision::kAuto;
-  int num_threads = 0;               // 0: every core
+  int num_threads = 0;  // 0: every core
   Sharing sharing = Sharing::kCache;
-  size_t kv_memory_bytes = 0;        // 0: a quarter of the free memory, at most 4 GiB
+  size_t kv_memory_bytes = 0;  // 0: a quarter of the free memory, at most 4 GiB
   int page_size = 16;
-  int max_batch_tokens = 512;        // rows a step: decode rows and prefill chunks together
+  int max_batch_tokens = 512;  // rows a step: decode rows and prefill chunks together
   int max_live_branches = 1024;
-  int max_context = 0;               // 0: the model's
-  size_t outbox_capacity = 256;      // events a request
+  int max_context = 0;           // 0: the model's
+  size_t outbox_capacity = 256;  // events a request
   absl::Duration stall_timeout = absl::Seconds(60);
   Limits limits;
 };
@@ -75,13 +78,18 @@ struct TreeHandle {
 
 class Engine {
  public:
+  // Opens config.model_path. Errors name the file, the field or the bytes that are missing.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineConfig& config);
+  // With a checkpoint and a tokenizer that the caller brings.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineConfig& config,
+                                                        std::unique_ptr<Checkpoint> checkpoint,
+                                                        std::unique_ptr<Tokenizer> tokenizer);
   ~Engine();
 
   // INVALID_ARGUMENT names field, value and limit; RESOURCE_EXHAUSTED when the queue is full;
   // UNAVAILABLE when draining.
   absl::StatusOr<TreeHandle> Submit(TreeRequest request, std::shared_ptr<OutputSink> sink);
-  // Takes effect at the next step. NOT_FOUND when no such tree is running.
+  // Takes effect at the next step. NOT_FOUND when no such tree is waiting or running.
   absl::Status Cancel(std::string_view tree_id);
 
   // Refuses new trees and waits until the running ones are done or `timeout` is over; whatever is
@@ -92,9 +100,12 @@ class Engine {
   const EngineConfig& config() const;
   const ModelInfo& model_info() const;
   EngineStats Stats() const;
+  // What the cache holds for this salt, parents before children. FAILED_PRECONDITION unless
+  // requests share a cache. Waits for the step that runs.
   absl::StatusOr<std::vector<TreeNodeInfo>> DescribeTree(std::string_view salt, int max_nodes);
 
-  // Text or messages to ids, with the same limits as a prompt node. `at_root` as for the first node.
+  // Text or messages to ids, with the same limits as a prompt node. `at_root` as for the first
+  // node.
   absl::StatusOr<std::vector<int32_t>> Tokenize(const PromptNode& node, bool at_root) const;
 
  private:

@@ -61,9 +61,9 @@ struct NodeScored {
 };
 
 struct Usage {
-  int64_t prompt_tokens = 0;      // tokens of the request's nodes, each counted once a branch path
-  int64_t cached_tokens = 0;      // of those, found in the cache
-  int64_t computed_tokens = 0;    // rows that went through the model
+  int64_t prompt_tokens = 0;    // tokens of the request's nodes, each counted once a branch path
+  int64_t cached_tokens = 0;    // of those, found in the cache
+  int64_t computed_tokens = 0;  // rows that went through the model
   int64_t completion_tokens = 0;
   int64_t kv_tokens_read_unique = 0;   // summed over steps: KV tokens of the tree, each once
   int64_t kv_tokens_read_logical = 0;  // what per-branch attention would have read

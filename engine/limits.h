@@ -8,14 +8,14 @@
 namespace espalier {
 
 struct Limits {
-  int max_nodes = 4096;              // prompt nodes a tree
-  int max_depth = 64;                // prompt nodes on a path
-  int max_width = 1024;              // branches a tree can have alive at once
-  int max_n = 256;                   // Generation.n
-  int64_t max_tree_tokens = 1 << 20; // prompt tokens plus max_tokens over all branches
+  int max_nodes = 4096;               // prompt nodes a tree
+  int max_depth = 64;                 // prompt nodes on a path
+  int max_width = 1024;               // branches a tree can have alive at once
+  int max_n = 256;                    // Generation.n
+  int64_t max_tree_tokens = 1 << 20;  // prompt tokens plus max_tokens over all branches
   int max_logprobs = 20;
   int max_stop_strings = 16;
-  int max_stop_bytes = 256;          // each
+  int max_stop_bytes = 256;  // each
   int max_stop_token_ids = 64;
   int max_logit_bias = 1024;
   size_t max_text_bytes = 8u << 20;  // a text field

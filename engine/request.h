@@ -27,7 +27,8 @@ struct SamplingParams {
 struct Generation {
   int n = 1;
   SamplingParams sampling;
-  std::optional<int> max_tokens;  // unset: 256, capped by the context; set: over the context is an error
+  std::optional<int>
+      max_tokens;  // unset: 256, capped by the context; set: over the context is an error
   int min_tokens = 0;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;

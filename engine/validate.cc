@@ -156,27 +156,6 @@ absl::Status CheckMessages(int node, const std::vector<ChatMessage>& messages,
   return absl::OkStatus();
 }
 
-absl::Status CheckContent(int index, const PromptNode& node, const ModelFacts& model,
-                          const Limits& limits) {
-  if (const auto* text = std::get_if<std::string>(&node.content)) {
-    if (text->size() <= limits.max_text_bytes) return absl::OkStatus();
-    return Refuse(index, "text", absl::StrCat(text->size(), " bytes"), "at most ",
-                  limits.max_text_bytes);
-  }
-  if (const auto* ids = std::get_if<std::vector<int32_t>>(&node.content)) {
-    if (ids->size() > static_cast<size_t>(model.max_context)) {
-      return Refuse(index, "token_ids", absl::StrCat(ids->size(), " entries"), "at most ",
-                    model.max_context, ", the context");
-    }
-    for (size_t i = 0; i < ids->size(); ++i) {
-      const absl::Status status = CheckToken(index, "token_ids", i, (*ids)[i], model);
-      if (!status.ok()) return status;
-    }
-    return absl::OkStatus();
-  }
-  return CheckMessages(index, std::get<std::vector<ChatMessage>>(node.content), model, limits);
-}
-
 // Parents, depth, width, and what each node is for.
 absl::Status CheckStructure(const std::vector<PromptNode>& nodes, const Limits& limits) {
   const int count = static_cast<int>(nodes.size());
@@ -231,6 +210,27 @@ absl::Status CheckIds(const std::vector<PromptNode>& nodes, const Limits& limits
 
 }  // namespace
 
+absl::Status ValidateContent(int index, const PromptNode& node, const ModelFacts& model,
+                             const Limits& limits) {
+  if (const auto* text = std::get_if<std::string>(&node.content)) {
+    if (text->size() <= limits.max_text_bytes) return absl::OkStatus();
+    return Refuse(index, "text", absl::StrCat(text->size(), " bytes"), "at most ",
+                  limits.max_text_bytes);
+  }
+  if (const auto* ids = std::get_if<std::vector<int32_t>>(&node.content)) {
+    if (ids->size() > static_cast<size_t>(model.max_context)) {
+      return Refuse(index, "token_ids", absl::StrCat(ids->size(), " entries"), "at most ",
+                    model.max_context, ", the context");
+    }
+    for (size_t i = 0; i < ids->size(); ++i) {
+      const absl::Status status = CheckToken(index, "token_ids", i, (*ids)[i], model);
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+  return CheckMessages(index, std::get<std::vector<ChatMessage>>(node.content), model, limits);
+}
+
 absl::Status ValidateTree(const TreeRequest& request, const ModelFacts& model,
                           const Limits& limits) {
   const std::vector<PromptNode>& nodes = request.nodes;
@@ -246,7 +246,7 @@ absl::Status ValidateTree(const TreeRequest& request, const ModelFacts& model,
   status = CheckIds(nodes, limits);
   if (!status.ok()) return status;
   for (int i = 0; i < static_cast<int>(nodes.size()); ++i) {
-    status = CheckContent(i, nodes[i], model, limits);
+    status = ValidateContent(i, nodes[i], model, limits);
     if (status.ok() && nodes[i].generation) {
       status = CheckGeneration(i, *nodes[i].generation, model, limits);
     }

@@ -29,6 +29,11 @@ struct ModelFacts {
 // Generation.max_tokens when unset, unless the context leaves less.
 inline constexpr int kDefaultMaxTokens = 256;
 
+// The part of ValidateTree that looks at one node's text, ids or messages. Errors call the node
+// nodes[index].
+absl::Status ValidateContent(int index, const PromptNode& node, const ModelFacts& model,
+                             const Limits& limits);
+
 absl::Status ValidateTree(const TreeRequest& request, const ModelFacts& model,
                           const Limits& limits);
 

@@ -34,10 +34,14 @@ Scheduler::Scheduler(const SchedulerConfig& config, PagePool* pool, RadixTree* r
 
 Scheduler::~Scheduler() = default;
 
+std::string Scheduler::CacheNamespace(std::string_view salt) {
+  return std::string("salt:").append(salt);
+}
+
 void Scheduler::Submit(std::unique_ptr<DecodeTree> tree) {
   auto live = std::make_unique<LiveTree>();
   live->arrival = arrivals_++;
-  live->name_space = config_.sharing == Sharing::kCache ? absl::StrCat("salt:", tree->cache_salt())
+  live->name_space = config_.sharing == Sharing::kCache ? CacheNamespace(tree->cache_salt())
                                                         : absl::StrCat("tree:", live->arrival);
   live->tree = std::move(tree);
   live->tree->Started();

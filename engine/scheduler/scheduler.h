@@ -57,6 +57,9 @@ class Scheduler {
   Scheduler(const SchedulerConfig& config, PagePool* pool, RadixTree* radix);
   ~Scheduler();
 
+  // The radix tree's namespace of a salt, where requests share a cache.
+  static std::string CacheNamespace(std::string_view salt);
+
   void Submit(std::unique_ptr<DecodeTree> tree);
   // False when no such tree lives.
   bool Cancel(std::string_view tree_id, absl::Time now);

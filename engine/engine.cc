@@ -1,0 +1,276 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "engine/engine_thread.h"
+#include "engine/executor/executor.h"
+#include "engine/kvcache/available_memory.h"
+#include "engine/kvcache/kv_cache.h"
+#include "engine/tokenize_tree.h"
+#include "engine/validate.h"
+#include "model/llama.h"
+
+namespace espalier {
+namespace {
+
+// Rows a step whose logits are computed: more would take memory (vocab * 4 bytes a row), not save
+// time, for the output projection is compute-bound from a few dozen rows on.
+constexpr int kMaxLogitsRows = 256;
+constexpr size_t kMaxDefaultKvBytes = size_t{4} << 30;
+constexpr int kDescribedTokens = 16;
+
+uint64_t RandomWord() {
+  static thread_local std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+std::string NewTreeId() { return absl::StrFormat("%016x%016x", RandomWord(), RandomWord()); }
+
+absl::Status CheckAtLeast(std::string_view field, int64_t value, int64_t limit) {
+  if (value >= limit) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(absl::string_view(field.data(), field.size()),
+                                                 " is ", value, "; must be at least ", limit));
+}
+
+absl::Status CheckConfig(const EngineConfig& config) {
+  absl::Status status;
+  status.Update(CheckAtLeast("threads", config.num_threads, 0));
+  status.Update(CheckAtLeast("max_batch_tokens", config.max_batch_tokens, 1));
+  status.Update(CheckAtLeast("max_live_branches", config.max_live_branches, 1));
+  status.Update(CheckAtLeast("max_context", config.max_context, 0));
+  status.Update(CheckAtLeast("outbox_capacity", static_cast<int64_t>(config.outbox_capacity), 1));
+  if (config.page_size != 16 && config.page_size != 32 && config.page_size != 64) {
+    status.Update(absl::InvalidArgumentError(
+        absl::StrCat("page_size is ", config.page_size, "; must be 16, 32 or 64")));
+  }
+  if (config.device != Device::kCpu) {
+    status.Update(absl::UnimplementedError("device is cuda; this build has the CPU backend only"));
+  }
+  return status;
+}
+
+// Pages for the KV bytes asked for, or for a share of the free memory.
+absl::StatusOr<int> NumPages(const EngineConfig& config, const KvLayout& layout) {
+  size_t bytes = config.kv_memory_bytes;
+  if (bytes == 0) {
+    bytes = std::min<size_t>(AvailableMemoryBytes() / 4, kMaxDefaultKvBytes);
+  }
+  const size_t pages = bytes / layout.page_bytes();
+  if (pages < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("kv_memory is ", bytes, " bytes; must be at least ", 2 * layout.page_bytes(),
+                     ", two pages of ", config.page_size, " tokens of this model"));
+  }
+  return static_cast<int>(std::min<size_t>(pages, (size_t{1} << 31) / config.page_size - 1));
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  EngineConfig config;
+  std::unique_ptr<Checkpoint> checkpoint;
+  std::unique_ptr<Tokenizer> tokenizer;
+  ModelInfo info;
+  ModelFacts facts;
+  absl::Time started = absl::Now();
+  std::unique_ptr<Context> ctx;
+  std::unique_ptr<Llama> model;
+  std::unique_ptr<KvCache> kv;
+  std::unique_ptr<Executor> executor;
+  std::unique_ptr<EngineThread> thread;  // last: ends before what it borrows
+};
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config) {
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(config.model_path);
+  if (!checkpoint.ok()) return checkpoint.status();
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = (*checkpoint)->LoadTokenizer();
+  if (!tokenizer.ok()) return tokenizer.status();
+  return Create(config, *std::move(checkpoint), *std::move(tokenizer));
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config,
+                                                       std::unique_ptr<Checkpoint> checkpoint,
+                                                       std::unique_ptr<Tokenizer> tokenizer) {
+  absl::Status valid = CheckConfig(config);
+  if (!valid.ok()) return valid;
+  const ModelConfig& model = checkpoint->config();
+  if (tokenizer->vocab_size() > model.vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat("the tokenizer has ", tokenizer->vocab_size(),
+                                                   " tokens, more than the model's vocabulary of ",
+                                                   model.vocab_size));
+  }
+
+  auto impl = std::make_unique<Impl>();
+  impl->config = config;
+  if (impl->config.num_threads == 0) {
+    impl->config.num_threads = std::max(1u, std::thread::hardware_concurrency());
+  }
+  impl->ctx =
+      std::make_unique<Context>(Context::Cpu(impl->config.num_threads, config.cpu_precision));
+
+  const int logits_rows = std::min(config.max_batch_tokens, kMaxLogitsRows);
+  absl::StatusOr<std::unique_ptr<Llama>> llama =
+      Llama::Create(checkpoint.get(), config.max_batch_tokens, logits_rows);
+  if (!llama.ok()) return llama.status();
+  impl->model = *std::move(llama);
+
+  const bool exact = config.cpu_precision == CpuPrecision::kF32;
+  const KvLayout layout{.num_layers = model.num_layers,
+                        .num_kv_heads = model.num_kv_heads,
+                        .head_dim = model.head_dim,
+                        .page_size = config.page_size,
+                        .dtype = exact ? DType::kF32 : DType::kF16};
+  absl::StatusOr<int> num_pages = NumPages(config, layout);
+  if (!num_pages.ok()) return num_pages.status();
+  absl::StatusOr<std::unique_ptr<KvCache>> kv = KvCache::Create(layout, *num_pages);
+  if (!kv.ok()) return kv.status();
+  impl->kv = *std::move(kv);
+
+  const int context = config.max_context == 0 ? model.max_positions
+                                              : std::min(config.max_context, model.max_positions);
+  impl->facts = {.vocab_size = model.vocab_size,
+                 .max_context = context,
+                 .chat_format = tokenizer->chat_format(),
+                 .page_size = config.page_size,
+                 .num_pages = *num_pages};
+  absl::StatusOr<ConstMatrix> sample_weight = checkpoint->Tensor(
+      "model.layers.0.mlp.down_proj.weight", model.hidden_size, model.intermediate_size);
+  if (!sample_weight.ok()) return sample_weight.status();
+  impl->info = {.name = model.name,
+                .config = model,
+                .weight_type = std::string(Info(sample_weight->dtype).name),
+                .parameters = impl->model->parameters(),
+                .weight_bytes = impl->model->weight_bytes(),
+                .max_context = context,
+                .chat_format = tokenizer->chat_format()};
+  impl->checkpoint = std::move(checkpoint);
+  impl->tokenizer = std::move(tokenizer);
+  impl->executor = std::make_unique<Executor>(impl->ctx.get(), impl->model.get(), impl->kv.get());
+  impl->thread = std::make_unique<EngineThread>(
+      SchedulerConfig{.sharing = config.sharing,
+                      .page_size = config.page_size,
+                      .max_batch_tokens = config.max_batch_tokens,
+                      .max_logits_rows = logits_rows,
+                      .max_live_branches = config.max_live_branches,
+                      .stall_timeout = config.stall_timeout},
+      *num_pages, config.limits.max_waiting_trees, impl->executor.get());
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+absl::StatusOr<TreeHandle> Engine::Submit(TreeRequest request, std::shared_ptr<OutputSink> sink) {
+  const Limits& limits = impl_->config.limits;
+  absl::Status valid = ValidateTree(request, impl_->facts, limits);
+  if (!valid.ok()) return valid;
+  absl::StatusOr<std::vector<std::vector<int32_t>>> tokens =
+      TokenizeTree(request, *impl_->tokenizer);
+  if (!tokens.ok()) return tokens.status();
+  std::vector<int> lengths;
+  for (const std::vector<int32_t>& ids : *tokens) lengths.push_back(static_cast<int>(ids.size()));
+  absl::StatusOr<TreeExpansion> expansion = ExpandTree(request, lengths, impl_->facts, limits);
+  if (!expansion.ok()) return expansion.status();
+
+  DecodeTreeInit init{
+      .tree_id = NewTreeId(),
+      .cache_salt = std::move(request.cache_salt),
+      .priority = request.priority,
+      .seed = request.seed ? *request.seed : RandomWord(),
+      .deadline = request.deadline,
+      .nodes = std::vector<TreeNode>(request.nodes.size()),
+      .outbox = std::make_shared<Outbox>(impl_->config.outbox_capacity, std::move(sink)),
+      .tokenizer = impl_->tokenizer.get(),
+      .submitted = absl::Now()};
+  for (size_t i = 0; i < request.nodes.size(); ++i) {
+    PromptNode& from = request.nodes[i];
+    TreeNode& node = init.nodes[i];
+    node.parent = from.parent;
+    node.tokens = std::move((*tokens)[i]);
+    node.generation = std::move(from.generation);
+    node.max_tokens = expansion->nodes[i].max_tokens;
+    node.score = from.score;
+    if (node.parent >= 0) init.nodes[node.parent].children.push_back(static_cast<int>(i));
+  }
+  TreeHandle handle{.tree_id = init.tree_id, .outbox = init.outbox};
+  absl::Status submitted = impl_->thread->Submit(std::make_unique<DecodeTree>(std::move(init)));
+  if (!submitted.ok()) return submitted;
+  return handle;
+}
+
+absl::Status Engine::Cancel(std::string_view tree_id) { return impl_->thread->Cancel(tree_id); }
+
+void Engine::Drain(absl::Duration timeout) { impl_->thread->Drain(timeout); }
+
+const Tokenizer& Engine::tokenizer() const { return *impl_->tokenizer; }
+const EngineConfig& Engine::config() const { return impl_->config; }
+const ModelInfo& Engine::model_info() const { return impl_->info; }
+
+EngineStats Engine::Stats() const {
+  const EngineThreadStats stats = impl_->thread->Stats();
+  const Usage& total = stats.scheduler.total;
+  return {
+      .pages_total = impl_->kv->num_pages(),
+      .pages_free = stats.pages_free,
+      .pages_cached = stats.pages_cached,
+      .pages_locked = stats.pages_locked,
+      .pages_retiring = stats.pages_retiring,
+      .page_size = impl_->config.page_size,
+      .kv_bytes = static_cast<int64_t>(impl_->kv->layout().page_bytes()) * impl_->kv->num_pages(),
+      .trees_waiting = stats.scheduler.trees_waiting,
+      .trees_running = stats.scheduler.trees_running,
+      .branches_live = stats.scheduler.branches_live,
+      .trees_finished = stats.scheduler.trees_finished,
+      .steps = stats.scheduler.steps,
+      .preemptions = stats.scheduler.preemptions,
+      .prompt_tokens = total.prompt_tokens,
+      .cached_tokens = total.cached_tokens,
+      .computed_tokens = total.computed_tokens,
+      .completion_tokens = total.completion_tokens,
+      .kv_tokens_read_unique = total.kv_tokens_read_unique,
+      .kv_tokens_read_logical = total.kv_tokens_read_logical,
+      .schedule_ms = stats.schedule_ms,
+      .plan_ms = stats.executor.plan_ms,
+      .forward_ms = stats.executor.forward_ms,
+      .sample_ms = stats.executor.sample_ms,
+      .emit_ms = stats.emit_ms,
+      .uptime_s = absl::ToDoubleSeconds(absl::Now() - impl_->started)};
+}
+
+absl::StatusOr<std::vector<TreeNodeInfo>> Engine::DescribeTree(std::string_view salt,
+                                                               int max_nodes) {
+  if (impl_->config.sharing != Sharing::kCache) {
+    return absl::FailedPreconditionError("requests share no cache (sharing is not \"cache\")");
+  }
+  const std::string name_space = Scheduler::CacheNamespace(salt);
+  std::vector<RadixTree::NodeSnapshot> snapshot;
+  impl_->thread->Inspect([&](const RadixTree& radix) {
+    snapshot = radix.Describe(name_space, max_nodes, kDescribedTokens);
+  });
+  std::vector<TreeNodeInfo> nodes;
+  nodes.reserve(snapshot.size());
+  for (const RadixTree::NodeSnapshot& node : snapshot) {
+    nodes.push_back({.parent = node.parent,
+                     .num_tokens = node.num_tokens,
+                     .filled = node.filled,
+                     .locks = node.locks,
+                     .num_pages = node.num_pages,
+                     .indexed = node.indexed,
+                     .head_text = impl_->tokenizer->Decode(node.head_tokens, /*special=*/true)});
+  }
+  return nodes;
+}
+
+absl::StatusOr<std::vector<int32_t>> Engine::Tokenize(const PromptNode& node, bool at_root) const {
+  absl::Status valid = ValidateContent(0, node, impl_->facts, impl_->config.limits);
+  if (!valid.ok()) return valid;
+  return TokenizeNode(node, 0, *impl_->tokenizer, at_root, node.generation.has_value());
+}
+
+}  // namespace espalier

@@ -58,15 +58,13 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const KvLayout& layout,
                      bytes == 0 ? "more than 2^64" : absl::StrCat(bytes), " bytes, ", available,
                      " are available"));
   }
+  // Anonymous memory is zero.
   void* memory =
       mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, /*fd=*/-1, 0);
   if (memory == MAP_FAILED) {
     return absl::ResourceExhaustedError(absl::StrCat("KV cache: cannot map ", bytes, " bytes for ",
                                                      num_pages, " pages: ", std::strerror(errno)));
   }
-  // Advice only: a kernel without huge pages is slower, not wrong.
-  madvise(memory, bytes, MADV_HUGEPAGE);
-  std::memset(memory, 0, bytes);
   return std::unique_ptr<KvCache>(
       new KvCache(layout, num_pages, static_cast<std::byte*>(memory), bytes));
 }

@@ -1,6 +1,8 @@
-// Owns the memory of the KV pages, one K and one V buffer a layer, zeroed once. All of it is
-// committed at start-up: a server that has started does not run out of memory for KV later, and no
-// step takes a page fault.
+// Owns the memory of the KV pages, one K and one V buffer a layer, zeroed once.
+//
+// The kernel gives the memory at its first use, so a server that uses few pages stays small and
+// starts at once. Create asks beforehand whether the machine could give all of it: a pool that
+// cannot fit is refused at start-up instead of being killed for it under load.
 #pragma once
 
 #include <cstddef>

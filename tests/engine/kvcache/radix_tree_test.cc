@@ -637,7 +637,10 @@ TEST_F(RadixTreeDeathTest, RefusesMisuse) {
   EXPECT_DEATH(tree_.Truncate(filling, 1), "indexed");
   EXPECT_DEATH(tree_.slot(filling, 0), "filled");
   Unlock(waiting);
-  EXPECT_DEATH(tree_.Lock(waiting), "check failed") << "a stale id";
+  EXPECT_DEATH(tree_.Lock(waiting), "in_use");
+  const NodeId successor = Grow(Root(), {5});
+  ASSERT_EQ(successor.index, waiting.index);
+  EXPECT_DEATH(tree_.Lock(waiting), "generation");
   EXPECT_DEATH(tree_.Unlock(Root()), "locks > 0");
 }
 

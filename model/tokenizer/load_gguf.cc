@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <utility>
@@ -33,26 +32,6 @@ absl::StatusOr<std::optional<int32_t>> OptionalId(const GgufFile& file, std::str
   return static_cast<int32_t>(*id);
 }
 
-absl::StatusOr<PieceKind> KindOf(int32_t type) {
-  switch (type) {
-    case 1:
-      return PieceKind::kNormal;
-    case 2:
-      return PieceKind::kUnknown;
-    case 3:
-      return PieceKind::kControl;
-    case 4:
-      return PieceKind::kUserDefined;
-    case 5:
-      return PieceKind::kUnused;
-    case 6:
-      return PieceKind::kByte;
-    default:
-      return absl::InvalidArgumentError(
-          Concat("tokenizer.ggml.token_type: ", type, ", wanted 1 to 6"));
-  }
-}
-
 // The pieces with their kinds, one call each: set(id, piece, kind).
 template <typename Set>
 absl::Status ReadPieces(const GgufFile& file, Set set) {
@@ -68,7 +47,7 @@ absl::Status ReadPieces(const GgufFile& file, Set set) {
                                              types->size(), " token types"));
   }
   for (size_t id = 0; id < pieces->size(); ++id) {
-    const absl::StatusOr<PieceKind> kind = KindOf((*types)[id]);
+    const absl::StatusOr<PieceKind> kind = PieceKindFromNumber((*types)[id]);
     if (!kind.ok()) return kind.status();
     absl::Status status = set(static_cast<int64_t>(id), (*pieces)[id], *kind);
     if (!status.ok()) return status;

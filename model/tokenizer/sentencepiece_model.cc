@@ -21,26 +21,6 @@ absl::Status Malformed(std::string_view message) {
   return absl::InvalidArgumentError(Concat("tokenizer.model: malformed ", message));
 }
 
-absl::StatusOr<PieceKind> KindOf(uint64_t type) {
-  switch (type) {
-    case 1:
-      return PieceKind::kNormal;
-    case 2:
-      return PieceKind::kUnknown;
-    case 3:
-      return PieceKind::kControl;
-    case 4:
-      return PieceKind::kUserDefined;
-    case 5:
-      return PieceKind::kUnused;
-    case 6:
-      return PieceKind::kByte;
-    default:
-      return absl::InvalidArgumentError(
-          Concat("tokenizer.model: pieces.type ", type, ", wanted 1 to 6"));
-  }
-}
-
 absl::Status ReadPiece(std::string_view message, SentencePieceSpec* spec) {
   std::string_view piece;
   float score = 0;
@@ -52,7 +32,7 @@ absl::Status ReadPiece(std::string_view message, SentencePieceSpec* spec) {
     if (reader.number() == 3) type = reader.varint();
   }
   if (!reader.ok()) return Malformed("piece");
-  const absl::StatusOr<PieceKind> kind = KindOf(type);
+  const absl::StatusOr<PieceKind> kind = PieceKindFromNumber(static_cast<int64_t>(type));
   if (!kind.ok()) return kind.status();
   if (piece.empty() || spec->vocabulary.Find(piece).has_value()) {
     return absl::InvalidArgumentError(Concat("tokenizer.model: piece ", spec->vocabulary.size(),

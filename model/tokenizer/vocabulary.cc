@@ -4,6 +4,26 @@
 
 namespace espalier {
 
+absl::StatusOr<PieceKind> PieceKindFromNumber(int64_t number) {
+  switch (number) {
+    case 1:
+      return PieceKind::kNormal;
+    case 2:
+      return PieceKind::kUnknown;
+    case 3:
+      return PieceKind::kControl;
+    case 4:
+      return PieceKind::kUserDefined;
+    case 5:
+      return PieceKind::kUnused;
+    case 6:
+      return PieceKind::kByte;
+    default:
+      return absl::InvalidArgumentError(
+          Concat("vocabulary: a token type of ", number, ", wanted 1 to 6"));
+  }
+}
+
 absl::Status Vocabulary::Set(int64_t id, std::string_view piece, std::string_view bytes,
                              PieceKind kind) {
   if (id < 0 || id >= kMaxSize) {

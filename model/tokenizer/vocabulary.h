@@ -11,6 +11,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "model/tokenizer/text.h"
 
 namespace espalier {
@@ -23,6 +24,9 @@ enum class PieceKind : uint8_t {
   kControl,      // never found in plain text
   kUnknown,      // stands for text that has no piece
 };
+
+// Sentencepiece's numbering, which GGUF took over. INVALID_ARGUMENT: not 1 to 6.
+absl::StatusOr<PieceKind> PieceKindFromNumber(int64_t number);
 
 class Vocabulary {
  public:

@@ -1,5 +1,5 @@
-// Blocks to fp32. Plain loops: the including file's flags vectorise them, and forbid contraction to
-// fused multiply-adds, so that the bits are those of the format's definition.
+// Blocks to fp32. Products and sums are rounded one by one (the including file's flags forbid
+// contraction to fused multiply-adds), so that the bits are those of the format's definition.
 #include <cstring>
 
 #include "kernels/core/check.h"
@@ -13,52 +13,79 @@ namespace {
 // Scale and minimum of the eight sub-blocks of a Q4_K block: weight = scale * q + min.
 struct Q4KScales {
   explicit Q4KScales(const BlockQ4_K& block) {
+    // Four 6-bit numbers a word; the last four of each kind keep their high bits elsewhere.
+    uint32_t word[3];
+    std::memcpy(word, block.scales, sizeof(word));
+    const uint32_t low6 = 0x3f3f3f3f;
+    const uint32_t low4 = 0x0f0f0f0f;
+    const uint32_t low2 = 0x03030303;
+    const uint32_t packed[4] = {word[0] & low6, (word[2] & low4) | (word[0] >> 6 & low2) << 4,
+                                word[1] & low6, (word[2] >> 4 & low4) | (word[1] >> 6 & low2) << 4};
+    uint8_t integers[16];
+    std::memcpy(integers, packed, sizeof(integers));
     const float d = HalfToFloat(block.d);
     const float dmin = HalfToFloat(block.dmin);
-    const uint8_t* packed = block.scales;
-    for (int s = 0; s < 4; ++s) {
-      scale[s] = d * static_cast<float>(packed[s] & 63);
-      min[s] = -(dmin * static_cast<float>(packed[s + 4] & 63));
-      scale[s + 4] = d * static_cast<float>((packed[s + 8] & 15) | (packed[s] >> 6) << 4);
-      min[s + 4] = -(dmin * static_cast<float>(packed[s + 8] >> 4 | (packed[s + 4] >> 6) << 4));
+    for (int s = 0; s < 8; ++s) {
+      scale[s] = d * static_cast<float>(integers[s]);
+      min[s] = -(dmin * static_cast<float>(integers[8 + s]));
     }
   }
   float scale[8];
   float min[8];
 };
 
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
+
+inline Bytes16 LoadBytes16(const uint8_t* p) {
+  Bytes16 bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  return bytes;
+}
+
+// out[j] = scale * q[j] + min for n integers, a multiple of 16.
+inline void ScaleIntegers(const uint8_t* q, float scale, float min, int n, float* out) {
+  const Simd::F scales = Simd::Set1(scale);
+  const Simd::F mins = Simd::Set1(min);
+  for (int j = 0; j < n; j += Simd::kLanes) {
+    Simd::Store(out + j, Simd::Add(Simd::Mul(scales, Simd::LoadU8(q + j)), mins));
+  }
+}
+
+// As above without a minimum.
+inline void ScaleIntegers(const int8_t* q, float scale, int n, float* out) {
+  const Simd::F scales = Simd::Set1(scale);
+  for (int j = 0; j < n; j += Simd::kLanes) {
+    Simd::Store(out + j, Simd::Mul(scales, Simd::LoadS8(q + j)));
+  }
+}
+
 inline void DequantizeBlock(const BlockQ8_0& block, float* out) {
-  const float d = HalfToFloat(block.d);
-  for (int j = 0; j < 32; ++j) out[j] = d * static_cast<float>(block.qs[j]);
+  ScaleIntegers(block.qs, HalfToFloat(block.d), 32, out);
 }
 
 inline void DequantizeBlock(const BlockQ4_0& block, float* out) {
-  const float d = HalfToFloat(block.d);
-  for (int j = 0; j < 16; ++j) {
-    out[j] = d * static_cast<float>((block.qs[j] & 15) - 8);
-    out[j + 16] = d * static_cast<float>((block.qs[j] >> 4) - 8);
-  }
+  const Bytes16 packed = LoadBytes16(block.qs);
+  const Bytes16 q[2] = {(packed & 15) - 8, (packed >> 4) - 8};
+  ScaleIntegers(reinterpret_cast<const int8_t*>(q), HalfToFloat(block.d), 32, out);
 }
 
 inline void DequantizeBlock(const BlockQ4_1& block, float* out) {
-  const float d = HalfToFloat(block.d);
-  const float m = HalfToFloat(block.m);
-  for (int j = 0; j < 16; ++j) {
-    out[j] = d * static_cast<float>(block.qs[j] & 15) + m;
-    out[j + 16] = d * static_cast<float>(block.qs[j] >> 4) + m;
-  }
+  const Bytes16 packed = LoadBytes16(block.qs);
+  const Bytes16 q[2] = {packed & 15, packed >> 4};
+  ScaleIntegers(reinterpret_cast<const uint8_t*>(q), HalfToFloat(block.d), HalfToFloat(block.m), 32,
+                out);
 }
 
 inline void DequantizeBlock(const BlockQ4_K& block, float* out) {
   const Q4KScales scales(block);
   for (int pair = 0; pair < 4; ++pair) {
-    const uint8_t* qs = block.qs + 32 * pair;
-    float* low = out + 64 * pair;
-    float* high = low + 32;
-    for (int j = 0; j < 32; ++j) {
-      low[j] = scales.scale[2 * pair] * static_cast<float>(qs[j] & 15) + scales.min[2 * pair];
-      high[j] =
-          scales.scale[2 * pair + 1] * static_cast<float>(qs[j] >> 4) + scales.min[2 * pair + 1];
+    const Bytes16 first = LoadBytes16(block.qs + 32 * pair);
+    const Bytes16 second = LoadBytes16(block.qs + 32 * pair + 16);
+    const Bytes16 q[4] = {first & 15, second & 15, first >> 4, second >> 4};
+    for (int half = 0; half < 2; ++half) {
+      const int s = 2 * pair + half;
+      ScaleIntegers(reinterpret_cast<const uint8_t*>(q + 2 * half), scales.scale[s], scales.min[s],
+                    32, out + 32 * s);
     }
   }
 }
@@ -83,8 +110,7 @@ inline void DequantizeBlock(const BlockQ6_K& block, float* out) {
   int8_t q[256];
   UnpackQ6K(block, q);
   for (int s = 0; s < 16; ++s) {
-    const float scale = d * static_cast<float>(block.scales[s]);
-    for (int j = 0; j < 16; ++j) out[16 * s + j] = scale * static_cast<float>(q[16 * s + j]);
+    ScaleIntegers(q + 16 * s, d * static_cast<float>(block.scales[s]), 16, out + 16 * s);
   }
 }
 

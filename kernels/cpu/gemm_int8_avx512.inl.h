@@ -52,16 +52,9 @@ void GemmInt8Tile(const Int8Panel& panel, const int8_t* q, int64_t q_stride,
 void GemmInt8(const Int8Panel& panel, const int8_t* q, int64_t q_stride,
               const ActivationScale* scales, int64_t scale_stride, int rows,
               const PanelOutput& output) {
-  int row = 0;
-  for (; row + 8 <= rows; row += 8) {
-    GemmInt8Tile<8>(panel, q, q_stride, scales, scale_stride, output, row);
-  }
-  for (; row + 4 <= rows; row += 4) {
-    GemmInt8Tile<4>(panel, q, q_stride, scales, scale_stride, output, row);
-  }
-  for (; row < rows; ++row) {
-    GemmInt8Tile<1>(panel, q, q_stride, scales, scale_stride, output, row);
-  }
+  RunRowTiles<8>(rows, [&]<int kRows>(int row) {
+    GemmInt8Tile<kRows>(panel, q, q_stride, scales, scale_stride, output, row);
+  });
 }
 
 }  // namespace

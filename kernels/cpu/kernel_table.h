@@ -1,10 +1,10 @@
 // The inner loops of the CPU ops, compiled once for each instruction set and picked at run time.
 // A kernel works on one thread and allocates nothing.
 //
-// Matrix products come in two shapes. *Few rows* (decode of a branch or two): a weight row is
-// streamed once and multiplied with every activation row, so memory binds. *Many rows*: the task
-// unpacks a panel of 16 weight rows, transposed so that a vector holds 16 output features, and runs
-// all activation rows over it, so that unpacking is paid once a batch.
+// Matrix products come in two shapes. *Row dots*: a weight row as it is stored is multiplied with
+// every activation row; best for few rows, where memory binds. *Panels*: 16 weight rows are
+// unpacked and transposed, so that a vector holds 16 output features, and all activation rows run
+// over them; unpacking is paid once a batch.
 //
 // Either shape comes in fp32 (weights dequantised exactly) and, for quantised weights, in int8:
 // activations are quantised in blocks of 32, products are summed in integers within a block, and
@@ -61,20 +61,19 @@ struct PanelOutput {
   const float* bias;  // [columns] or null; only without `add`
 };
 
-// Few rows: out[r * out_stride + c] = x[r] . weight[c] + bias[c], c < columns.
-constexpr int kMaxFewRows = 4;
-struct FewRowsF32 {
+// Row dots: out[r * out_stride + c] = x[r] . weight[c] + bias[c], c < columns.
+struct RowDotsF32 {
   DType dtype;
   const std::byte* weight;  // [columns, depth] blocks
   int64_t columns;
   int64_t depth;
   const float* x;  // [rows, depth]
-  int rows;        // at most kMaxFewRows
+  int rows;
   const float* bias;
   float* out;
   int64_t out_stride;
 };
-struct FewRowsInt8 {
+struct RowDotsInt8 {
   DType dtype;
   const std::byte* weight;
   int64_t columns;
@@ -93,15 +92,15 @@ struct CpuKernels {
   // Quantises `elements` activations, a multiple of 32.
   void (*quantize)(const float* x, int64_t elements, int8_t* q, ActivationScale* scales);
 
-  void (*few_rows_f32)(const FewRowsF32& p);
-  void (*few_rows_int8)(const FewRowsInt8& p);
+  void (*row_dots_f32)(const RowDotsF32& p);
+  void (*row_dots_int8)(const RowDotsInt8& p);
 
   // values[k * 16 + c] = rows[c * depth + k].
   void (*pack_f32)(const float* rows, int depth, float* values);
   void (*gemm_f32)(const F32Panel& panel, const float* x, int64_t x_stride, int rows,
                    const PanelOutput& output);
 
-  // Weight types that the int8 panel takes; the others go through the fp32 panel.
+  // Weight types for which there is an int8 panel.
   bool (*has_int8_panel)(DType dtype);
   // Fills the panel from panel.depth elements of each of 16 weight rows.
   void (*pack_int8)(DType dtype, const std::byte* const rows[kPanelColumns],

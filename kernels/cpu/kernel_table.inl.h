@@ -4,8 +4,8 @@
   extern const CpuKernels name;                             \
   const CpuKernels name = {.dequantize = Dequantize,        \
                            .quantize = Quantize,            \
-                           .few_rows_f32 = FewRowsDotF32,   \
-                           .few_rows_int8 = FewRowsDotInt8, \
+                           .row_dots_f32 = RowDotsF32Kernel,   \
+                           .row_dots_int8 = RowDotsInt8Kernel, \
                            .pack_f32 = PackF32,             \
                            .gemm_f32 = GemmF32,             \
                            .has_int8_panel = HasInt8Panel,  \

@@ -8,7 +8,7 @@
 #include "kernels/cpu/dequantize.inl.h"
 #include "kernels/cpu/matmul_f32.inl.h"
 #include "kernels/cpu/elementwise.inl.h"
-#include "kernels/cpu/few_rows_int8_x86.inl.h"
+#include "kernels/cpu/row_dots_int8_x86.inl.h"
 #include "kernels/cpu/gemm_int8_avx512.inl.h"
 #include "kernels/cpu/pack_int8_x86.inl.h"
 #include "kernels/cpu/kernel_table.inl.h"

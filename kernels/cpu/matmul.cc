@@ -13,11 +13,9 @@
 namespace espalier::kernels::cpu {
 namespace {
 
-// Rows up to which streaming the weights beats unpacking panels, measured on AVX2. fp32 panels cost
-// more to fill.
-constexpr int kFewRowsInt8 = 2;
-constexpr int kFewRowsF32 = 4;
-static_assert(kFewRowsInt8 <= kMaxFewRows && kFewRowsF32 <= kMaxFewRows);
+// Rows up to which row dots beat panels, measured on AVX2; fp32 panels cost more to fill.
+constexpr int kRowDotsInt8 = 6;
+constexpr int kRowDotsF32 = 4;
 
 constexpr int kTasksPerThread = 8;
 // Activations below this many elements are quantised by the caller alone.
@@ -58,11 +56,10 @@ class ProjectionTask {
   void Run(int64_t begin, int64_t end) const {
     const DType dtype = projection_.weight.dtype;
     if (quantised_.q != nullptr && IsQuantised(dtype)) {
-      if (p_.rows <= kFewRowsInt8) return FewRowsInt8Product(begin, end);
-      if (cpu_.has_int8_panel(dtype)) return Int8Panels(begin, end);
+      const bool panels = p_.rows > kRowDotsInt8 && cpu_.has_int8_panel(dtype);
+      return panels ? PanelsInt8(begin, end) : DotsInt8(begin, end);
     }
-    if (p_.rows <= kFewRowsF32) return FewRowsF32Product(begin, end);
-    F32Panels(begin, end);
+    return p_.rows > kRowDotsF32 ? PanelsF32(begin, end) : DotsF32(begin, end);
   }
 
  private:
@@ -75,8 +72,8 @@ class ProjectionTask {
     return projection_.bias != nullptr ? projection_.bias + column : nullptr;
   }
 
-  void FewRowsInt8Product(int64_t begin, int64_t end) const {
-    cpu_.few_rows_int8({.dtype = projection_.weight.dtype,
+  void DotsInt8(int64_t begin, int64_t end) const {
+    cpu_.row_dots_int8({.dtype = projection_.weight.dtype,
                         .weight = WeightRow(begin),
                         .columns = end - begin,
                         .depth = projection_.weight.cols,
@@ -88,8 +85,8 @@ class ProjectionTask {
                         .out_stride = projection_.out_stride});
   }
 
-  void FewRowsF32Product(int64_t begin, int64_t end) const {
-    cpu_.few_rows_f32({.dtype = projection_.weight.dtype,
+  void DotsF32(int64_t begin, int64_t end) const {
+    cpu_.row_dots_f32({.dtype = projection_.weight.dtype,
                        .weight = WeightRow(begin),
                        .columns = end - begin,
                        .depth = projection_.weight.cols,
@@ -108,7 +105,7 @@ class ProjectionTask {
             .bias = BiasAt(column)};
   }
 
-  void Int8Panels(int64_t begin, int64_t end) const {
+  void PanelsInt8(int64_t begin, int64_t end) const {
     constexpr int kMaxBlocks = kInt8PanelDepth / kQuantBlock;
     constexpr int kFactors = kMaxBlocks * kPanelColumns;
     auto* quants =
@@ -137,7 +134,7 @@ class ProjectionTask {
     }
   }
 
-  void F32Panels(int64_t begin, int64_t end) const {
+  void PanelsF32(int64_t begin, int64_t end) const {
     constexpr int kPanelElements = kF32PanelDepth * kPanelColumns;
     auto* values = scratch_.Get<float>(2 * kPanelElements);
     float* rows = values + kPanelElements;

@@ -4,6 +4,8 @@
 namespace espalier::kernels::cpu {
 namespace {
 
+static_assert(kPanelColumns == 16);  // Simd::Transpose16
+
 float DotF32(const float* a, const float* b, int64_t n) {
   constexpr int kLanes = Simd::kLanes;
   Simd::F sums[4] = {Simd::Zero(), Simd::Zero(), Simd::Zero(), Simd::Zero()};
@@ -21,33 +23,34 @@ float DotF32(const float* a, const float* b, int64_t n) {
   return sum;
 }
 
-void FewRowsDotF32(const FewRowsF32& p) {
-  // Through a buffer in the L1 cache: memory binds, so the second pass over it is free.
+void RowDotsF32Kernel(const RowDotsF32& p) {
+  // Through a buffer in the L1 cache: memory binds, so a second pass over it is nearly free.
   constexpr int kChunk = 512;
   float buffer[kChunk];
-  const DTypeInfo info = Info(p.dtype);
+  const DTypeInfo& info = Info(p.dtype);
   const size_t row_bytes = p.depth / info.block_elements * info.block_bytes;
-  for (int64_t c = 0; c < p.columns; ++c) {
-    const std::byte* row = p.weight + c * row_bytes;
-    float sums[kMaxFewRows] = {};
+  for (int64_t column = 0; column < p.columns; ++column) {
+    const std::byte* row = p.weight + column * row_bytes;
+    const float bias = p.bias != nullptr ? p.bias[column] : 0.0f;
     for (int64_t k = 0; k < p.depth; k += kChunk) {
       const int64_t n = p.depth - k < kChunk ? p.depth - k : kChunk;
       Dequantize(p.dtype, row + k / info.block_elements * info.block_bytes, n, buffer);
-      for (int r = 0; r < p.rows; ++r) sums[r] += DotF32(buffer, p.x + r * p.depth + k, n);
+      for (int r = 0; r < p.rows; ++r) {
+        float& out = p.out[r * p.out_stride + column];
+        out = (k == 0 ? bias : out) + DotF32(buffer, p.x + r * p.depth + k, n);
+      }
     }
-    const float bias = p.bias != nullptr ? p.bias[c] : 0.0f;
-    for (int r = 0; r < p.rows; ++r) p.out[r * p.out_stride + c] = sums[r] + bias;
   }
 }
 
+// values[k * 16 + c] = rows[c * depth + k].
 void PackF32(const float* rows, int depth, float* values) {
-  // A tile of the transposition is read and written within a few cache lines.
-  constexpr int kTile = 16;
-  for (int k0 = 0; k0 < depth; k0 += kTile) {
-    const int k1 = k0 + kTile < depth ? k0 + kTile : depth;
-    for (int k = k0; k < k1; ++k) {
-      for (int c = 0; c < kPanelColumns; ++c) values[k * kPanelColumns + c] = rows[c * depth + k];
-    }
+  int k = 0;
+  for (; k + Simd::kLanes <= depth; k += Simd::kLanes) {
+    Simd::Transpose16(rows + k, depth, values + k * kPanelColumns);
+  }
+  for (; k < depth; ++k) {
+    for (int c = 0; c < kPanelColumns; ++c) values[k * kPanelColumns + c] = rows[c * depth + k];
   }
 }
 
@@ -61,6 +64,22 @@ inline void WritePanelRow(const float* sums, const PanelOutput& output, int64_t 
   } else {
     for (int c = 0; c < output.columns; ++c) out[c] = sums[c];
   }
+}
+
+template <int kRows, typename Tile>
+void RunLastTile(int rows, int row, const Tile& tile) {
+  if constexpr (kRows > 0) {
+    if (rows != kRows) return RunLastTile<kRows - 1>(rows, row, tile);
+    tile.template operator()<kRows>(row);
+  }
+}
+
+// Calls tile<kTileRows>(row) for as many rows as it fits, then a smaller one for the rest.
+template <int kTileRows, typename Tile>
+void RunRowTiles(int rows, const Tile& tile) {
+  int row = 0;
+  for (; row + kTileRows <= rows; row += kTileRows) tile.template operator()<kTileRows>(row);
+  RunLastTile<kTileRows - 1>(rows - row, row, tile);
 }
 
 constexpr int kVectors = kPanelColumns / Simd::kLanes;
@@ -93,12 +112,8 @@ void GemmTile(const F32Panel& panel, const float* x, int64_t x_stride, const Pan
 
 void GemmF32(const F32Panel& panel, const float* x, int64_t x_stride, int rows,
              const PanelOutput& output) {
-  int row = 0;
-  for (; row + Simd::kTileRows <= rows; row += Simd::kTileRows) {
-    GemmTile<Simd::kTileRows>(panel, x, x_stride, output, row);
-  }
-  for (; row + 4 <= rows; row += 4) GemmTile<4>(panel, x, x_stride, output, row);
-  for (; row < rows; ++row) GemmTile<1>(panel, x, x_stride, output, row);
+  RunRowTiles<Simd::kTileRows>(
+      rows, [&]<int kRows>(int row) { GemmTile<kRows>(panel, x, x_stride, output, row); });
 }
 
 }  // namespace

@@ -66,7 +66,7 @@ inline float DotBlock(const BlockQ6_K& block, const int8_t* q, const ActivationS
 }
 
 template <typename Block>
-void FewRowsBlocks(const FewRowsInt8& p) {
+void RowDotsOf(const RowDotsInt8& p) {
   const int64_t blocks = p.depth / Block::kElements;
   const Block* weight = reinterpret_cast<const Block*>(p.weight);
   for (int64_t c = 0; c < p.columns; ++c) {
@@ -81,18 +81,18 @@ void FewRowsBlocks(const FewRowsInt8& p) {
   }
 }
 
-void FewRowsDotInt8(const FewRowsInt8& p) {
+void RowDotsInt8Kernel(const RowDotsInt8& p) {
   switch (p.dtype) {
     case DType::kQ8_0:
-      return FewRowsBlocks<BlockQ8_0>(p);
+      return RowDotsOf<BlockQ8_0>(p);
     case DType::kQ4_0:
-      return FewRowsBlocks<BlockQ4_0>(p);
+      return RowDotsOf<BlockQ4_0>(p);
     case DType::kQ4_1:
-      return FewRowsBlocks<BlockQ4_1>(p);
+      return RowDotsOf<BlockQ4_1>(p);
     case DType::kQ4_K:
-      return FewRowsBlocks<BlockQ4_K>(p);
+      return RowDotsOf<BlockQ4_K>(p);
     case DType::kQ6_K:
-      return FewRowsBlocks<BlockQ6_K>(p);
+      return RowDotsOf<BlockQ6_K>(p);
     case DType::kF32:
     case DType::kF16:
     case DType::kBF16:

@@ -1,4 +1,4 @@
-// int8 products of few activation rows with streamed weight rows, on 256-bit vectors.
+// int8 dot products of activation rows with weight rows as they are stored, on 256-bit vectors.
 #include <immintrin.h>
 
 #include "kernels/core/check.h"
@@ -99,10 +99,10 @@ struct ReadQ6_K {
   }
   // A scale for each half of the 32, which are the two halves of the vector of sums.
   BlockFactors Scale(int sub, __m128 activation) const {
-    const float scale = d * _mm_cvtss_f32(activation);
-    return {_mm256_set_m128(_mm_set1_ps(scale * static_cast<float>(block.scales[2 * sub + 1])),
-                            _mm_set1_ps(scale * static_cast<float>(block.scales[2 * sub]))),
-            _mm_setzero_ps()};
+    const __m256 scales =
+        _mm256_set_m128(_mm_set1_ps(d * static_cast<float>(block.scales[2 * sub + 1])),
+                        _mm_set1_ps(d * static_cast<float>(block.scales[2 * sub])));
+    return {_mm256_mul_ps(scales, _mm256_broadcastss_ps(activation)), _mm_setzero_ps()};
   }
   const Block& block;
   float d;
@@ -114,89 +114,76 @@ inline float SumLanes(__m256 a) {
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-// kColumns weight rows by kRows activation rows.
-template <typename Read, int kColumns, int kRows>
-void FewRowsTile(const FewRowsInt8& p, int64_t column) {
+// Far enough ahead to hide the memory's latency, near enough to still be in the L1 cache.
+constexpr int kPrefetchBytes = 1024;
+
+// One weight row by kRows activation rows from `row` on. One weight row at a time: memory is
+// fastest read as one stream.
+template <typename Read, int kRows>
+void DotRows(const RowDotsInt8& p, int64_t column, int row) {
   using Block = typename Read::Block;
   constexpr int kSubBlocks = Block::kElements / kQuantBlock;
   const int64_t blocks = p.depth / Block::kElements;
   const int64_t scales_stride = p.depth / kQuantBlock;
   const Block* weight = reinterpret_cast<const Block*>(p.weight) + column * blocks;
+  const int8_t* q = p.q + row * p.depth;
+  const ActivationScale* x_scales = p.scales + row * scales_stride;
 
-  __m256 sums[kColumns][kRows];
-  __m128 offsets[kColumns][kRows];
-  for (int c = 0; c < kColumns; ++c) {
-    for (int r = 0; r < kRows; ++r) {
-      sums[c][r] = _mm256_setzero_ps();
-      offsets[c][r] = _mm_setzero_ps();
-    }
+  __m256 sums[kRows];
+  __m128 offsets[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    sums[r] = _mm256_setzero_ps();
+    offsets[r] = _mm_setzero_ps();
   }
   for (int64_t i = 0; i < blocks; ++i) {
-    for (int c = 0; c < kColumns; ++c) {
-      const Read read(weight[c * blocks + i]);
-      for (int sub = 0; sub < kSubBlocks; ++sub) {
-        const int64_t quant_block = i * kSubBlocks + sub;
-        const __m256i w = read.Quants(sub);
-        for (int r = 0; r < kRows; ++r) {
-          const __m256i x = _mm256_loadu_si256(
-              reinterpret_cast<const __m256i*>(p.q + r * p.depth + quant_block * kQuantBlock));
-          const __m128 x_scale = _mm_castsi128_ps(_mm_loadl_epi64(
-              reinterpret_cast<const __m128i*>(p.scales + r * scales_stride + quant_block)));
-          const __m256i products = Read::kSigned
-                                       ? Simd::DotU8S8(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                                       : Simd::DotU8S8(w, x);
-          const BlockFactors factors = read.Scale(sub, x_scale);
-          sums[c][r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factors.scale, sums[c][r]);
-          offsets[c][r] = _mm_add_ps(offsets[c][r], factors.offset);
-        }
+    _mm_prefetch(reinterpret_cast<const char*>(weight + i) + kPrefetchBytes, _MM_HINT_T0);
+    const Read read(weight[i]);
+#pragma GCC unroll 8
+    for (int sub = 0; sub < kSubBlocks; ++sub) {
+      const int64_t quant_block = i * kSubBlocks + sub;
+      const __m256i w = read.Quants(sub);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const __m256i x = _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(q + r * p.depth + quant_block * kQuantBlock));
+        const __m128 x_scale = _mm_castsi128_ps(_mm_loadl_epi64(
+            reinterpret_cast<const __m128i*>(x_scales + r * scales_stride + quant_block)));
+        const __m256i products = Read::kSigned
+                                     ? Simd::DotU8S8(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                                     : Simd::DotU8S8(w, x);
+        const BlockFactors factors = read.Scale(sub, x_scale);
+        sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factors.scale, sums[r]);
+        if (!Read::kSigned) offsets[r] = _mm_add_ps(offsets[r], factors.offset);
       }
     }
   }
-  for (int c = 0; c < kColumns; ++c) {
-    const float bias = p.bias != nullptr ? p.bias[column + c] : 0.0f;
-    for (int r = 0; r < kRows; ++r) {
-      const float offset = _mm_cvtss_f32(_mm_movehdup_ps(offsets[c][r]));
-      p.out[r * p.out_stride + column + c] = SumLanes(sums[c][r]) + offset + bias;
-    }
-  }
-}
 
-template <typename Read, int kColumns, int kRows>
-void FewRowsColumns(const FewRowsInt8& p) {
-  int64_t column = 0;
-  for (; column + kColumns <= p.columns; column += kColumns) {
-    FewRowsTile<Read, kColumns, kRows>(p, column);
+  const float bias = p.bias != nullptr ? p.bias[column] : 0.0f;
+  for (int r = 0; r < kRows; ++r) {
+    const float offset = _mm_cvtss_f32(_mm_movehdup_ps(offsets[r]));
+    p.out[(row + r) * p.out_stride + column] = SumLanes(sums[r]) + offset + bias;
   }
-  for (; column < p.columns; ++column) FewRowsTile<Read, 1, kRows>(p, column);
 }
 
 template <typename Read>
-void FewRowsOf(const FewRowsInt8& p) {
-  switch (p.rows) {
-    case 1:
-      return FewRowsColumns<Read, 4, 1>(p);
-    case 2:
-      return FewRowsColumns<Read, 2, 2>(p);
-    case 3:
-      return FewRowsColumns<Read, 2, 3>(p);
-    case 4:
-      return FewRowsColumns<Read, 1, 4>(p);
+void RowDotsOf(const RowDotsInt8& p) {
+  for (int64_t column = 0; column < p.columns; ++column) {
+    RunRowTiles<4>(p.rows, [&]<int kRows>(int row) { DotRows<Read, kRows>(p, column, row); });
   }
-  internal::CheckFailed("rows in [1, kMaxFewRows]", __FILE__, __LINE__);
 }
 
-void FewRowsDotInt8(const FewRowsInt8& p) {
+void RowDotsInt8Kernel(const RowDotsInt8& p) {
   switch (p.dtype) {
     case DType::kQ8_0:
-      return FewRowsOf<ReadQ8_0>(p);
+      return RowDotsOf<ReadQ8_0>(p);
     case DType::kQ4_0:
-      return FewRowsOf<ReadQ4_0>(p);
+      return RowDotsOf<ReadQ4_0>(p);
     case DType::kQ4_1:
-      return FewRowsOf<ReadQ4_1>(p);
+      return RowDotsOf<ReadQ4_1>(p);
     case DType::kQ4_K:
-      return FewRowsOf<ReadQ4_K>(p);
+      return RowDotsOf<ReadQ4_K>(p);
     case DType::kQ6_K:
-      return FewRowsOf<ReadQ6_K>(p);
+      return RowDotsOf<ReadQ6_K>(p);
     case DType::kF32:
     case DType::kF16:
     case DType::kBF16:

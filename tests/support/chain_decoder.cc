@@ -1,0 +1,75 @@
+#include "tests/support/chain_decoder.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace espalier::testing {
+
+ChainDecoder::ChainDecoder(const Context& ctx, Llama& model, int max_tokens, DType kv_dtype,
+                           uint32_t seed)
+    : ctx_(ctx), model_(model) {
+  const ModelConfig& config = model.config();
+  const int num_pages = (max_tokens + kPageSize - 1) / kPageSize + 2;
+  pages_.resize(num_pages);
+  std::iota(pages_.begin(), pages_.end(), 0);
+  std::mt19937 rng(seed);
+  std::shuffle(pages_.begin(), pages_.end(), rng);
+
+  const int64_t elements = int64_t{num_pages} * kPageSize * config.num_kv_heads * config.head_dim;
+  for (int i = 0; i < 2 * config.num_layers; ++i) {
+    memory_.emplace_back(BytesOf(kv_dtype, elements), std::byte{0xff});
+  }
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    kv_.push_back({.k = memory_[2 * layer].data(),
+                   .v = memory_[2 * layer + 1].data(),
+                   .num_pages = num_pages,
+                   .num_kv_heads = config.num_kv_heads,
+                   .head_dim = config.head_dim,
+                   .page_size = kPageSize,
+                   .dtype = kv_dtype});
+  }
+}
+
+std::span<const float> ChainDecoder::Step(std::span<const int32_t> tokens, bool want_logits) {
+  return Forward(tokens, want_logits ? 0 : static_cast<int>(tokens.size()));
+}
+
+std::span<const float> ChainDecoder::StepLast(std::span<const int32_t> tokens) {
+  return Forward(tokens, static_cast<int>(tokens.size()) - 1);
+}
+
+std::span<const float> ChainDecoder::Forward(std::span<const int32_t> tokens,
+                                             int first_logits_row) {
+  const int rows = static_cast<int>(tokens.size());
+  shape_.Clear();
+  shape_.page_size = kPageSize;
+  const int used_pages = (num_tokens_ + rows + kPageSize - 1) / kPageSize;
+  const int node = shape_.AddNode(-1, num_tokens_ + rows, 0, std::span(pages_).first(used_pages));
+  std::vector<int32_t> positions;
+  std::vector<int64_t> slots;
+  std::vector<int32_t> logits_rows;
+  for (int r = 0; r < rows; ++r) {
+    const int position = num_tokens_ + r;
+    shape_.AddQuery(node, position);
+    positions.push_back(position);
+    slots.push_back(int64_t{pages_[position / kPageSize]} * kPageSize + position % kPageSize);
+    if (r >= first_logits_row) logits_rows.push_back(r);
+  }
+  const ModelConfig& config = model_.config();
+  const TreePlan& plan =
+      planner_.Plan(shape_, {.group_size = config.num_heads / config.num_kv_heads,
+                             .num_kv_heads = config.num_kv_heads,
+                             .num_workers = ctx_.pool().num_threads()});
+  num_tokens_ += rows;
+  const Llama::Output output = model_.Forward(ctx_,
+                                              {.token_ids = tokens,
+                                               .positions = positions,
+                                               .kv_slots = slots,
+                                               .logits_rows = logits_rows,
+                                               .plan = &plan},
+                                              kv_);
+  row_bad_ = output.row_bad;
+  return output.logits;
+}
+
+}  // namespace espalier::testing

@@ -65,8 +65,9 @@ struct Usage {
   int64_t cached_tokens = 0;    // of those, found in the cache
   int64_t computed_tokens = 0;  // rows that went through the model
   int64_t completion_tokens = 0;
-  int64_t kv_tokens_read_unique = 0;   // summed over steps: KV tokens of the tree, each once
-  int64_t kv_tokens_read_logical = 0;  // what per-branch attention would have read
+  int64_t kv_tokens_read_unique = 0;  // summed over steps: KV tokens of the tree, each once
+  // What attention branch by branch would have read: every branch its whole path, once a step.
+  int64_t kv_tokens_read_logical = 0;
   int64_t steps = 0;
   int64_t preemptions = 0;
   double queue_ms = 0;

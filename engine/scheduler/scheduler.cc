@@ -514,7 +514,7 @@ void Scheduler::AddChildren(LiveTree& live, int segment) {
 
 int Scheduler::AddRow(LiveTree& live, int segment, int position, int32_t token, int64_t kv_slot) {
   const int row = static_cast<int>(rows_.size());
-  rows_.push_back({&live, live.slots[segment].tail, position, token, kv_slot, false});
+  rows_.push_back({&live, segment, live.slots[segment].tail, position, token, kv_slot, false});
   live.rows.push_back(row);
   live.slots[segment].step = step_;
   return row;
@@ -704,13 +704,11 @@ void Scheduler::BuildBatch() {
     batch_.token_ids.push_back(row.token);
     batch_.positions.push_back(row.position);
     batch_.kv_slots.push_back(row.kv_slot);
-    batch_.kv_tokens_logical += row.position + 1;
     if (row.logits) {
       logits_index_[i] = static_cast<int>(batch_.logits_rows.size());
       batch_.logits_rows.push_back(static_cast<int32_t>(i));
     }
   }
-  for (int32_t tokens : batch_.shape.num_tokens) batch_.kv_tokens_unique += tokens;
   for (const Task& task : tasks_) {
     batch_.tasks.push_back(
         {logits_index_[task.row], task.live->tree.get(), task.segment, task.score_token});
@@ -734,13 +732,18 @@ int Scheduler::ShapeNode(NodeId node) {
   return index;
 }
 
-// What the step reads for this tree alone, each KV token once, and what its rows read one by one.
+// What the step reads for this tree alone, each KV token once, and what attention branch by branch
+// would read: a branch's path once a step, however many of its tokens are queried.
 void Scheduler::CountReads(LiveTree& live) {
   Usage& usage = live.tree->usage();
   usage.computed_tokens += static_cast<int64_t>(live.rows.size());
   const uint64_t mark = ++read_marks_;
-  for (int row : live.rows) {
-    usage.kv_tokens_read_logical += rows_[row].position + 1;
+  for (size_t i = 0; i < live.rows.size(); ++i) {
+    const int row = live.rows[i];
+    const bool run_goes_on = i + 1 < live.rows.size() &&
+                             rows_[live.rows[i + 1]].segment == rows_[row].segment &&
+                             rows_[live.rows[i + 1]].position == rows_[row].position + 1;
+    if (!run_goes_on) usage.kv_tokens_read_logical += rows_[row].position + 1;
     NodeId node = NodeAt(rows_[row].tail, rows_[row].position);
     for (NodeId parent = radix_->parent(node); parent.valid();
          node = parent, parent = radix_->parent(node)) {
@@ -781,8 +784,6 @@ void StepBatch::Clear() {
   kv_slots.clear();
   logits_rows.clear();
   tasks.clear();
-  kv_tokens_unique = 0;
-  kv_tokens_logical = 0;
 }
 
 }  // namespace espalier

@@ -114,6 +114,7 @@ class Scheduler {
 
   struct Row {
     LiveTree* live;
+    int segment;
     NodeId tail;  // the path that the token lies on
     int position;
     int32_t token;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "engine/tree/decode_tree.h"
@@ -26,8 +27,6 @@ struct StepBatch {
   std::vector<int64_t> kv_slots;     // [rows], -1: the KV exists
   std::vector<int32_t> logits_rows;  // ascending
   std::vector<LogitsTask> tasks;
-  int64_t kv_tokens_unique = 0;   // KV tokens of the forest, each once
-  int64_t kv_tokens_logical = 0;  // what per-row attention would read
 
   int num_rows() const { return static_cast<int>(token_ids.size()); }
   void Clear();

@@ -11,9 +11,9 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 
-# gRPC, Protobuf and Abseil are linked from archives whose symbols are hidden: Debian's
-# libsentencepiece.so exports a Protobuf of its own, and beside a shared libprotobuf the
-# process would abort at start.
+# gRPC, Protobuf and Abseil are linked from archives whose symbols are hidden: the server is one file
+# that runs on a GPU machine without Debian's versions of them, and no library that brings a Protobuf
+# of its own can clash with ours.
 function(espalier_static_archives target)
   set(archives)
   foreach(name ${ARGN})

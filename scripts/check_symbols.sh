@@ -1,6 +1,6 @@
 #!/bin/sh
-# Fails when a binary takes protobuf from a shared library. libsentencepiece.so exports an old
-# protobuf of its own; one symbol bound to it, and the process dies or, worse, does not.
+# Fails when a binary takes protobuf from a shared library: it would then not run on a machine with
+# another version, and could bind to the protobuf that some other library brings.
 # Usage: check_symbols.sh BINARY
 set -eu
 

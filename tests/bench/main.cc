@@ -2,11 +2,15 @@
 #include <CLI/CLI.hpp>
 
 #include "tests/bench/attention_bench.h"
+#include "tests/bench/engine_bench.h"
+#include "tests/bench/forward_bench.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Espalier benchmarks", "espalier-bench");
   app.require_subcommand(1);
   espalier::bench::AddAttentionCommand(app);
+  espalier::bench::AddEngineCommand(app);
+  espalier::bench::AddForwardCommand(app);
   CLI11_PARSE(app, argc, argv);
   return 0;
 }

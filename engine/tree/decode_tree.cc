@@ -7,14 +7,6 @@
 #include "kernels/core/check.h"
 
 namespace espalier {
-namespace {
-
-bool UsesPenalty(const SamplingParams& p) {
-  return p.repetition_penalty != 1.0f || p.frequency_penalty != 0.0f || p.presence_penalty != 0.0f;
-}
-
-}  // namespace
-
 DecodeTree::DecodeTree(DecodeTreeInit init) : init_(std::move(init)), banned_(init_.nodes.size()) {
   eos_ = init_.tokenizer->eos();
   for (size_t i = 0; i < init_.nodes.size(); ++i) {
@@ -85,7 +77,12 @@ int DecodeTree::AddBranch(int prompt, int sample) {
   s.sample = sample;
   s.seed = BranchSeed(parent_seed, node_index, sample);
   s.text = std::make_unique<TextStream>(init_.tokenizer, &g.stop, g.include_stop_str_in_output);
-  if (UsesPenalty(g.sampling)) s.history.AddPrompt(PathTokens(prompt));
+  if (HasPenalty(g.sampling)) {
+    // Counted once a prompt; the copies share it.
+    TokenHistory& of_prompt = segments_[prompt].history;
+    if (sample == 0) of_prompt.AddPrompt(PathTokens(prompt));
+    s.history = of_prompt;
+  }
   return index;
 }
 
@@ -94,7 +91,7 @@ DecodeTree::SampleRequest DecodeTree::NextSample(int branch) const {
   const Generation& g = *node(s).generation;
   const int count = static_cast<int>(s.generated.size());
   return {.params = &g.sampling,
-          .history = UsesPenalty(g.sampling) ? &s.history : nullptr,
+          .history = HasPenalty(g.sampling) ? &s.history : nullptr,
           .banned = count < g.min_tokens ? std::span<const int32_t>(banned_[s.node])
                                          : std::span<const int32_t>(),
           .uniform = BranchUniform(s.seed, count),
@@ -139,7 +136,7 @@ DecodeTree::Accepted DecodeTree::Accept(int branch, const Sample& sample, absl::
   }
   s.generated.push_back(sample.token);
   s.logprobs.push_back({sample.token, sample.logprob, sample.top});
-  if (UsesPenalty(g.sampling)) s.history.AddGenerated(sample.token);
+  if (HasPenalty(g.sampling)) s.history.AddGenerated(sample.token);
 
   const int count = static_cast<int>(s.generated.size());
   const TextStream::Output out = s.text->Push(sample.token, count >= g.min_tokens);

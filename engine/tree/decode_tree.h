@@ -56,6 +56,7 @@ struct Segment {
   int parent = -1;
   int start = 0;  // tokens on the path before this segment
   bool done = false;
+  TokenHistory history;  // where a penalty is set: of a prompt's path, of a branch's path
 
   // Branch only.
   int branch_id = -1;
@@ -66,7 +67,6 @@ struct Segment {
   std::vector<TokenLogprob> logprobs;  // one a generated token
   int sent = 0;                        // generated tokens that the client has
   std::unique_ptr<TextStream> text;
-  TokenHistory history;
 
   // Score only: one a token of the node, filled in order.
   std::vector<TokenLogprob> scores;

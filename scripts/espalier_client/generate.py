@@ -16,7 +16,6 @@ from espalier_client.connection import InputError
 from espalier_client.tree_state import TreeState
 
 _REFRESH_S = 0.08  # of the live tree
-_PLAIN_WIDTH = 100  # columns of a tree that goes to a file or a pipe
 
 _GENERATION_OPTIONS = [  # (field of Generation, type, help)
     ("n", int, "branches of each node that generates"),
@@ -107,9 +106,7 @@ def _print_events(call: grpc.Call) -> None:
 
 
 def _print_tree(call: grpc.Call, state: TreeState, live: bool) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
+    console = tree_render.make_console()
     try:
         if live and console.is_terminal:
             _follow(call, state, console)

@@ -6,7 +6,6 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from rich.console import Console
 from rich.table import Table
 
 from espalier.v1 import (
@@ -33,7 +32,7 @@ def score(args: argparse.Namespace, channel: grpc.Channel) -> int:
         table.add_row(
             repr(text), str(its.num_tokens), f"{its.sum_logprob:.3f}", f"{its.mean_logprob:.3f}"
         )
-    console = Console()
+    console = tree_render.make_console()
     console.print(table)
     console.print(tree_render.usage_lines(answer.usage), highlight=False, soft_wrap=True)
     return 0
@@ -82,7 +81,7 @@ def describe(args: argparse.Namespace, channel: grpc.Channel) -> int:
     answer = stub.DescribeTree(request, timeout=args.timeout)
     if args.json:
         return _print_json(answer)
-    Console().print(tree_render.render_radix_tree(answer))
+    tree_render.make_console().print(tree_render.render_radix_tree(answer))
     return 0
 
 
@@ -119,5 +118,6 @@ def _print_fields(args: argparse.Namespace, message: Message) -> int:
     )
     width = max(map(len, fields))
     for name, value in fields.items():
-        print(f"{name:<{width}}  {value}")
+        text = f"{value:.6g}" if isinstance(value, float) else value
+        print(f"{name:<{width}}  {text}")
     return 0

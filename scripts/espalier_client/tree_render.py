@@ -1,5 +1,6 @@
-"""Pictures for the terminal: a decode tree, the server's radix tree, usage."""
+"""Pictures for the terminal: a decode tree, the server's radix tree, what a tree cost."""
 
+from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
@@ -7,6 +8,15 @@ from espalier.v1 import generate_pb2, introspection_pb2
 from espalier_client.tree_state import Branch, Node, TreeState
 
 _PROMPT_CHARACTERS = 72  # of a prompt node's content; branches are shown whole
+_PLAIN_WIDTH = 100  # columns of what goes to a file or a pipe
+
+
+def make_console(stderr: bool = False) -> Console:
+    """As wide as the terminal, or of a fixed width when there is none."""
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
+    return console
 
 
 def render(state: TreeState) -> Tree:
@@ -70,24 +80,28 @@ def usage_lines(usage: generate_pb2.Usage) -> str:
     """What the tree cost."""
     unique, logical = usage.kv_tokens_read_unique, usage.kv_tokens_read_logical
     seconds = usage.total_ms / 1000
-    rate = usage.completion_tokens / seconds if seconds > 0 else 0.0
+    pace = ""
+    if usage.completion_tokens:
+        pace = (
+            f", first token {usage.first_token_ms / 1000:.2f} s, "
+            f"{usage.completion_tokens / max(seconds, 1e-9):.0f} tokens/s"
+        )
     return (
         f"usage: {usage.prompt_tokens:,} prompt tokens ({usage.cached_tokens:,} cached), "
         f"{usage.completion_tokens:,} generated, {usage.computed_tokens:,} computed\n"
         f"KV tokens read: {unique:,} unique, {logical:,} logical: "
         f"{sharing_ratio(unique, logical):.2f}x less than branch by branch\n"
-        f"time: {seconds:.2f} s, first token {usage.first_token_ms / 1000:.2f} s, "
-        f"{usage.steps:,} steps, {rate:.0f} tokens/s"
+        f"time: {seconds:.2f} s, {usage.steps:,} steps{pace}"
     )
 
 
 def render_radix_tree(answer: introspection_pb2.DescribeTreeResponse) -> Tree:
     """The KV cache of one salt, as DescribeTree gives it."""
-    pictures: list[Tree] = []
     top = Tree(Text("KV cache", style="bold cyan"), guide_style="dim")
+    pictures: list[Tree] = []
     for node in answer.nodes:
-        above = pictures[node.parent] if node.HasField("parent") else top
-        pictures.append(above.add(_cached_label(node)))
+        is_root = not node.HasField("parent")  # it holds no tokens
+        pictures.append(top if is_root else pictures[node.parent].add(_cached_label(node)))
     if answer.truncated:
         top.add(Text("… more nodes than were asked for", style="dim"))
     return top

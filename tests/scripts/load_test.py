@@ -56,7 +56,7 @@ class ShapesTest(unittest.TestCase):
         while level:
             levels += 1
             self.assertEqual(len(level), 4)
-            self.assertTrue(all(5 <= node.generation.max_tokens <= 15 for node in level))
+            self.assertTrue(all(4 <= node.generation.max_tokens <= 14 for node in level))
             expanded = [node for node in level if node.children]
             self.assertLessEqual(len(expanded), 1)
             level = list(expanded[0].children) if expanded else []
@@ -83,8 +83,10 @@ class TracesTest(unittest.TestCase):
         (half,) = shapes.read_traces(path, None, length_scale=0.1)
         self.assertEqual(half.tokens, [1, 1, 1])
         root = _source("trace", traces=[tree]).request(0).root
-        lengths = [node.generation.max_tokens for _, _, node in nodes_with_ids(root)]
-        self.assertEqual((len(root.token_ids.ids), lengths), (10, [0, 10, 5]))
+        nodes = [node for _, _, node in nodes_with_ids(root)]
+        given = [len(node.token_ids.ids) for node in nodes]
+        generated = [node.generation.max_tokens for node in nodes]
+        self.assertEqual((given, generated), ([10, 1, 1], [0, 9, 4]))
 
     def test_errors_name_the_file(self):
         for text in ("", "[]", '{"traces": [{"id": "a"}]}', '{"traces": []}'):

@@ -80,7 +80,10 @@ class ShortenTest(unittest.TestCase):
 class UsageTest(unittest.TestCase):
     def test_shows_the_ratio_of_logical_to_unique(self):
         usage = generate_pb2.Usage(
-            kv_tokens_read_unique=1000, kv_tokens_read_logical=4500, completion_tokens=20, total_ms=500
+            kv_tokens_read_unique=1000,
+            kv_tokens_read_logical=4500,
+            completion_tokens=20,
+            total_ms=500,
         )
         lines = tree_render.usage_lines(usage)
         self.assertIn("1,000 unique, 4,500 logical", lines)
@@ -94,8 +97,11 @@ class UsageTest(unittest.TestCase):
 class RadixTreeTest(unittest.TestCase):
     def test_nodes_hang_below_their_parents(self):
         answer = introspection_pb2.DescribeTreeResponse(truncated=True)
-        answer.nodes.add(num_tokens=32, num_filled=32, num_pages=2, indexed=True, head_text="Once")
-        answer.nodes.add(parent=0, num_tokens=5, num_filled=3, num_pages=1, num_locks=1)
+        answer.nodes.add()
+        answer.nodes.add(
+            parent=0, num_tokens=32, num_filled=32, num_pages=2, indexed=True, head_text="Once"
+        )
+        answer.nodes.add(parent=1, num_tokens=5, num_filled=3, num_pages=1, num_locks=1)
         expected = """\
 KV cache
 ├── 32 tokens, 2 pages  Once

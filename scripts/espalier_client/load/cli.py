@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import grpc
-from rich.console import Console
 
 from espalier.v1 import introspection_pb2, tree_decoder_pb2_grpc
 from espalier_client import connection
@@ -15,6 +14,7 @@ from espalier_client.connection import InputError
 from espalier_client.load import plot, report, shapes
 from espalier_client.load.progress import ProgressLine
 from espalier_client.load.runner import Plan, Run
+from espalier_client.tree_render import make_console
 
 _DESCRIPTION = """\
 Sends random trees to an Espalier server and reports latencies, throughput, errors and sharing.
@@ -91,7 +91,8 @@ def _make_source(args: argparse.Namespace) -> shapes.ShapeSource:
 
 
 def _write(args: argparse.Namespace, run: Run, summary: dict) -> None:
-    Console(stderr=args.json == "-").print(report.table(summary), highlight=False)
+    console = make_console(stderr=args.json == "-")
+    console.print(report.table(summary), highlight=False)
     if args.json:
         options = {name: value for name, value in vars(args).items() if value is not None}
         text = json.dumps({"options": options, **summary}, indent=2, default=str)

@@ -36,15 +36,15 @@ def _draw_cdf(axes: Axes, series: dict[str, list[float]]) -> None:
 
 
 def _draw_over_time(axes: Axes, good: Sequence[Outcome]) -> None:
-    axes.scatter(
-        [o.due_s for o in good], [1e3 * (o.end_s - o.due_s) for o in good], s=12, label="end to end"
-    )
     with_tokens = [o for o in good if o.first_token_s is not None]
     axes.scatter(
         [o.due_s for o in with_tokens],
         [1e3 * (o.first_token_s - o.due_s) for o in with_tokens],
         s=12,
         label="first token",
+    )
+    axes.scatter(
+        [o.due_s for o in good], [1e3 * (o.end_s - o.due_s) for o in good], s=12, label="end to end"
     )
     axes.set(xlabel="due, s", ylabel="ms", title="Latency of each request")
     axes.grid(alpha=0.3)

@@ -34,7 +34,7 @@ class ShapeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LengthTree:
-    """A tree as lengths: node 0 is the prompt; a later node is generated after its parent."""
+    """A tree as lengths: node 0 is the prompt; every other one continues its parent."""
 
     parent: list[int]  # of node i, below i; -1 for node 0
     tokens: list[int]
@@ -73,9 +73,9 @@ class ShapeSource:
                 self._write_chat(root, prompt_rng, rng)
             case "thoughts":
                 tree = random_thoughts(rng, options)
-                self._write_tree(root, prompt_rng, tree)
+                self._write_tree(root, prompt_rng, rng, tree)
             case "trace":
-                self._write_tree(root, prompt_rng, rng.choice(self._traces))
+                self._write_tree(root, prompt_rng, rng, rng.choice(self._traces))
         return request
 
     def _write_chat(
@@ -88,13 +88,19 @@ class ShapeSource:
         root.generation.CopyFrom(_exactly(self._options.output_tokens))
 
     def _write_tree(
-        self, root: prompt_pb2.PromptNode, prompt_rng: random.Random, tree: LengthTree
+        self,
+        root: prompt_pb2.PromptNode,
+        prompt_rng: random.Random,
+        rng: random.Random,
+        tree: LengthTree,
     ) -> None:
         _fill(root, prompt_rng, tree.tokens[0], self._options.vocab_size)
         nodes = [root]
         for parent, tokens in zip(tree.parent[1:], tree.tokens[1:], strict=True):
             child = nodes[parent].children.add()
-            child.generation.CopyFrom(_exactly(tokens))
+            # A prompt node cannot be empty: a thought's first token is given, the rest generated.
+            _fill(child, rng, 1, self._options.vocab_size)
+            child.generation.CopyFrom(_exactly(max(1, tokens - 1)))
             nodes.append(child)
 
 

@@ -7,6 +7,7 @@
 #include "kernels/core/check.h"
 
 namespace espalier {
+
 DecodeTree::DecodeTree(DecodeTreeInit init) : init_(std::move(init)), banned_(init_.nodes.size()) {
   eos_ = init_.tokenizer->eos();
   for (size_t i = 0; i < init_.nodes.size(); ++i) {

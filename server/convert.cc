@@ -72,7 +72,7 @@ PromptNode TakeNode(v1::PromptNode* message) {
     case v1::PromptNode::kMessages:
       node.content = TakeMessages(message->mutable_messages());
       break;
-    case v1::PromptNode::CONTENT_NOT_SET:  // adds nothing to the path
+    case v1::PromptNode::CONTENT_NOT_SET:  // as an empty text, which the engine judges
       break;
   }
   if (message->has_generation()) node.generation = TakeGeneration(message->mutable_generation());
@@ -173,6 +173,10 @@ absl::StatusOr<PromptNode> TakePromptNode(v1::TokenizeRequest message) {
       break;
     case v1::TokenizeRequest::INPUT_NOT_SET:
       return absl::InvalidArgumentError("input: not set");
+  }
+  // A node that generates is one that ends where the assistant's turn begins.
+  if (!message.has_add_generation_prompt() || message.add_generation_prompt()) {
+    node.generation.emplace();
   }
   return node;
 }

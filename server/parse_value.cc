@@ -18,6 +18,8 @@ absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size
 constexpr std::array<std::pair<std::string_view, size_t>, 3> kSizeUnits = {
     {{"GiB", size_t{1} << 30}, {"MiB", size_t{1} << 20}, {"KiB", size_t{1} << 10}}};
 
+constexpr absl::Duration kMaxDuration = absl::Hours(24);
+
 }  // namespace
 
 absl::StatusOr<int64_t> ParseInteger(std::string_view text, int64_t min, int64_t max) {
@@ -63,6 +65,11 @@ absl::StatusOr<absl::Duration> ParseDuration(std::string_view text) {
   if (!absl::ParseDuration(ToAbsl(text), &duration) || duration < absl::ZeroDuration()) {
     return absl::InvalidArgumentError(
         absl::StrCat("\"", ToAbsl(text), "\" is not a duration such as 30s, 500ms or 1m30s"));
+  }
+  // So that adding it to a clock cannot overflow.
+  if (duration > kMaxDuration) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", ToAbsl(text), "\" is longer than ", absl::FormatDuration(kMaxDuration)));
   }
   return duration;
 }

@@ -21,7 +21,7 @@ absl::StatusOr<size_t> ParseSize(std::string_view text);
 // In the largest unit that divides it: "512MiB".
 std::string FormatSize(size_t bytes);
 
-// "30s", "500ms", "1m30s"; not negative.
+// "30s", "500ms", "1m30s"; from 0 to a day.
 absl::StatusOr<absl::Duration> ParseDuration(std::string_view text);
 
 absl::Status UnknownName(std::string_view text, std::string_view expected);

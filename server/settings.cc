@@ -27,8 +27,7 @@ constexpr int kMaxInt = std::numeric_limits<int>::max();
 // generation, with its map entries, is inside the deepest.
 constexpr int kMaxDepth = kMaxWireDepth - 4;
 
-// `field` maps ServerOptions& to the field that the setting sets. It is a template parameter so
-// that one lambda serves const and mutable options.
+// `field` maps the options, const or not, to the field that the setting is about.
 template <class Field, class Parse, class Format>
 Setting Make(std::string name, std::string value, std::string help, Field field, Parse parse,
              Format format) {

@@ -1,12 +1,34 @@
 #include "server/tree_call.h"
 
 #include <atomic>
+#include <string>
 #include <utility>
+#include <variant>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/core/check.h"
+#include "server/log.h"
 
 namespace espalier {
+namespace {
+
+void LogSubmitted(const std::string& tree_id, const std::string& label) {
+  if (!LogEnabled(LogLevel::kDebug)) return;
+  Log(LogLevel::kDebug, absl::StrCat("tree ", tree_id, " submitted for request \"",
+                                     absl::Utf8SafeCEscape(label), "\""));
+}
+
+void LogFinished(const std::string& tree_id, const TreeFinished& finished) {
+  if (!LogEnabled(LogLevel::kDebug)) return;
+  Log(LogLevel::kDebug, absl::StrFormat("tree %s finished: %s, %d tokens in %.0f ms", tree_id,
+                                        absl::StatusCodeToString(finished.status.code()),
+                                        finished.usage.completion_tokens, finished.usage.total_ms));
+}
+
+}  // namespace
 
 // Turns the engine's notices into runs of the handler on the event queue, where at most one run
 // waits a tree. So the queue is as bounded as the number of trees is, and never refuses.
@@ -42,15 +64,15 @@ class TreeCall::Sink final : public OutputSink, public std::enable_shared_from_t
 TreeCall::TreeCall(Engine* engine, WorkQueue* event_queue, std::function<void()> on_events)
     : engine_(engine), sink_(std::make_shared<Sink>(event_queue, std::move(on_events))) {}
 
-TreeCall::~TreeCall() { Detach(); }
-
 absl::Status TreeCall::Submit(TreeRequest request) {
   {
     std::lock_guard lock(mutex_);
     if (cancelled_) return absl::CancelledError("cancelled before the tree was submitted");
   }
+  const std::string label = request.request_id;
   absl::StatusOr<TreeHandle> tree = engine_->Submit(std::move(request), sink_);
   if (!tree.ok()) return tree.status();
+  LogSubmitted(tree->tree_id, label);
 
   std::unique_lock lock(mutex_);
   tree_ = *std::move(tree);
@@ -72,20 +94,18 @@ void TreeCall::Cancel() {
 }
 
 std::optional<TreeEvent> TreeCall::Pop() {
-  std::shared_ptr<Outbox> outbox;
-  {
+  const TreeHandle tree = [&] {
     std::lock_guard lock(mutex_);
-    outbox = tree_.outbox;
+    return tree_;
+  }();
+  if (tree.outbox == nullptr) return std::nullopt;
+  std::optional<TreeEvent> event = tree.outbox->Pop();
+  if (event.has_value()) {
+    if (const auto* last = std::get_if<TreeFinished>(&*event)) LogFinished(tree.tree_id, *last);
   }
-  if (outbox == nullptr) return std::nullopt;
-  return outbox->Pop();
+  return event;
 }
 
 void TreeCall::Detach() { sink_->Detach(); }
-
-std::string TreeCall::tree_id() const {
-  std::lock_guard lock(mutex_);
-  return tree_.tree_id;
-}
 
 }  // namespace espalier

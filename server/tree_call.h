@@ -9,7 +9,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <string>
 
 #include "absl/status/status.h"
 #include "engine/engine.h"
@@ -22,7 +21,6 @@ class TreeCall {
   // `on_events` runs on `event_queue` after the engine pushed events; it pops until Pop gives none.
   // Both pointers outlive the call.
   TreeCall(Engine* engine, WorkQueue* event_queue, std::function<void()> on_events);
-  ~TreeCall();
 
   // Once. CANCELLED when Cancel came first; the engine's refusals otherwise. When it is not OK,
   // there will be no events.
@@ -32,18 +30,16 @@ class TreeCall {
   void Cancel();
   // Nothing before Submit returned.
   std::optional<TreeEvent> Pop();
-  // When it returns, on_events is not running and will not run again. Not from on_events.
+  // When it returns, on_events is not running and will not run again. Before the destructor, and
+  // not from on_events.
   void Detach();
-
-  // Empty before Submit returned.
-  std::string tree_id() const;
 
  private:
   class Sink;
 
   Engine* const engine_;
   const std::shared_ptr<Sink> sink_;
-  mutable std::mutex mutex_;
+  std::mutex mutex_;
   bool cancelled_ = false;
   TreeHandle tree_;  // no outbox until Submit returned
 };

@@ -146,18 +146,18 @@ absl::Status TreeDecoderService::DoTokenize(v1::TokenizeRequest request,
 
 absl::Status TreeDecoderService::DoDetokenize(v1::DetokenizeRequest request,
                                               v1::DetokenizeResponse* response) {
-  const Tokenizer& tokenizer = engine_->tokenizer();
+  const int vocab_size = engine_->model_info().config.vocab_size;
   const std::span<const int32_t> ids(request.token_ids().data(), request.token_ids_size());
   for (size_t i = 0; i < ids.size(); ++i) {
     const int32_t id = ids[i];
-    if (id < 0 || id >= tokenizer.vocab_size()) {
+    if (id < 0 || id >= vocab_size) {
       return absl::InvalidArgumentError(absl::StrCat("token_ids[", i, "]: ", id,
-                                                     " is not in the vocabulary of ",
-                                                     tokenizer.vocab_size(), " tokens"));
+                                                     " is not from 0 to ", vocab_size - 1,
+                                                     ", the vocabulary's last"));
     }
   }
   const bool special = request.has_skip_special_tokens() && !request.skip_special_tokens();
-  std::string bytes = tokenizer.Decode(ids, special);
+  std::string bytes = engine_->tokenizer().Decode(ids, special);
   AppendAsUtf8(bytes, response->mutable_text());
   response->set_text_bytes(std::move(bytes));
   return absl::OkStatus();

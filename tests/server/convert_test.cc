@@ -256,6 +256,17 @@ TEST(ConvertRequestTest, ScoreNamesWhatIsMissing) {
               HasSubstr("continuations[1]"));
 }
 
+TEST(ConvertRequestTest, TokenizeOpensTheNextTurnUnlessToldOtherwise) {
+  const auto opens = [](const char* text) {
+    return TakePromptNode(FromText<v1::TokenizeRequest>(text))->generation.has_value();
+  };
+  EXPECT_TRUE(opens("messages {}"));
+  EXPECT_TRUE(opens("messages {} add_generation_prompt: true"));
+  EXPECT_FALSE(opens("messages {} add_generation_prompt: false"));
+  EXPECT_THAT(std::string(TakePromptNode(v1::TokenizeRequest()).status().message()),
+              HasSubstr("input"));
+}
+
 TEST(ConvertEventTest, EveryKindOfEvent) {
   const ByteTokenizer tokenizer;
   const EventWriter writer({"root", "leaf"}, &tokenizer);

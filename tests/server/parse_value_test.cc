@@ -62,7 +62,7 @@ TEST(ParseValueTest, DurationsNeedAUnit) {
   EXPECT_EQ(*ParseDuration("500ms"), absl::Milliseconds(500));
   EXPECT_EQ(*ParseDuration("1m30s"), absl::Seconds(90));
   EXPECT_EQ(*ParseDuration("0"), absl::ZeroDuration());
-  for (const char* bad : {"", "30", "s", "-1s", "30 s", "1d"}) {
+  for (const char* bad : {"", "30", "s", "-1s", "30 s", "1d", "inf", "25h"}) {
     SCOPED_TRACE(bad);
     EXPECT_FALSE(ParseDuration(bad).ok());
   }

@@ -89,6 +89,7 @@ absl::StatusOr<std::optional<ServerOptions>> ParseCommandLine(int argc, const ch
            [&given, &setting](const std::string& text) { given.emplace_back(&setting, text); },
            setting.help)
         ->type_name(setting.value)
+        ->take_last()
         ->default_str(setting.get(options));
   }
 

@@ -55,8 +55,8 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const KvLayout& layout,
   if (bytes == 0 || bytes > static_cast<size_t>(available)) {
     return absl::ResourceExhaustedError(
         absl::StrCat("KV cache: ", num_pages, " pages need ",
-                     bytes == 0 ? "more than 2^64" : absl::StrCat(bytes), " bytes, ", available,
-                     " are available"));
+                     bytes == 0 ? "more than 2^64" : absl::StrCat(bytes), " bytes of memory, ",
+                     available, " are available"));
   }
   // Anonymous memory is zero.
   void* memory =

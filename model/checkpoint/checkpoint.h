@@ -1,5 +1,8 @@
 // A checkpoint on disk: configuration, named tensors, and where the tokenizer is. Files are
 // untrusted: every size is checked against the file before anything is allocated.
+//
+// Weights stay mapped while the checkpoint lives. A file that is cut short in place meanwhile raises
+// SIGBUS: out of scope, so replace model files by rename. One thread at a time.
 #pragma once
 
 #include <memory>

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "model/checkpoint/json_object.h"
 
 namespace espalier {
 namespace {
@@ -153,13 +154,10 @@ class Fields {
   absl::Status status_;
 };
 
-absl::StatusOr<json> ParseObject(std::string_view text, const char* file) {
-  json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!parsed.is_object()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(file, " is not a JSON object (", text.size(), " bytes)"));
-  }
-  return parsed;
+absl::StatusOr<json> ParseFile(std::string_view text, const char* file) {
+  auto parsed = ParseJsonObject(text);
+  if (parsed.ok()) return parsed;
+  return absl::InvalidArgumentError(absl::StrCat(file, ": ", parsed.status().message()));
 }
 
 absl::StatusOr<const Family*> FindFamily(Fields& fields) {
@@ -256,7 +254,7 @@ absl::StatusOr<RopeConfig> ParseRope(Fields& top, int max_positions) {
 }  // namespace
 
 absl::StatusOr<ModelConfig> ParseHfConfig(std::string_view text) {
-  const auto parsed = ParseObject(text, "config.json");
+  const auto parsed = ParseFile(text, "config.json");
   if (!parsed.ok()) return parsed.status();
   Fields fields(*parsed, "config.json");
   const auto family = FindFamily(fields);
@@ -307,7 +305,7 @@ absl::StatusOr<ModelConfig> ParseHfConfig(std::string_view text) {
 }
 
 absl::Status MergeGenerationConfig(std::string_view text, ModelConfig* config) {
-  const auto parsed = ParseObject(text, "generation_config.json");
+  const auto parsed = ParseFile(text, "generation_config.json");
   if (!parsed.ok()) return parsed.status();
   Fields fields(*parsed, "generation_config.json");
   for (const int32_t id : fields.Ids("eos_token_id")) {

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "model/checkpoint/json_object.h"
 #include "model/checkpoint/quoted.h"
 
 namespace espalier {
@@ -21,10 +22,10 @@ bool IsPlainShardName(std::string_view name) {
 absl::StatusOr<std::map<std::string, std::vector<std::string>>> ParseSafetensorsIndex(
     std::string_view text) {
   using nlohmann::json;
-  const json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!parsed.is_object()) return absl::InvalidArgumentError("not a JSON object");
-  const auto weight_map = parsed.find("weight_map");
-  if (weight_map == parsed.end() || !weight_map->is_object()) {
+  const auto parsed = ParseJsonObject(text);
+  if (!parsed.ok()) return parsed.status();
+  const auto weight_map = parsed->find("weight_map");
+  if (weight_map == parsed->end() || !weight_map->is_object()) {
     return absl::InvalidArgumentError("no object \"weight_map\"");
   }
   std::map<std::string, std::vector<std::string>> shards;

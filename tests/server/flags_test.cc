@@ -64,9 +64,10 @@ TEST_F(FlagsTest, FlagWinsOverFileAndFileOverDefault) {
     // comments are fine
     "model": "from_file.gguf", "port": 7, "kv_memory": "512MiB", "stall_timeout": "5s"
   })");
-  // In either order of --config and the flag.
+  // In either order of --config and the flag; the last of several.
   for (const auto& args : {std::vector<std::string>{"--port", "8", "--config", config},
-                           std::vector<std::string>{"--config", config, "--port=8"}}) {
+                           std::vector<std::string>{"--config", config, "--port=8"},
+                           std::vector<std::string>{"--port=9", "--config", config, "--port=8"}}) {
     const auto options = Parse(args);
     ASSERT_TRUE(options.ok()) << options.status();
     EXPECT_EQ((*options)->rpc.port, 8);

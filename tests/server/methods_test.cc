@@ -191,7 +191,7 @@ TEST_F(MethodsTest, DescribeTreeShowsTheCallersSaltOnly) {
     const v1::TreeNode& node = alice.nodes(i);
     EXPECT_EQ(node.num_locks(), 0);
     EXPECT_LE(node.num_filled(), node.num_tokens());
-    if (node.has_parent()) EXPECT_LT(node.parent(), i);
+    EXPECT_LT(node.has_parent() ? node.parent() : -1, i);
     all_text += node.head_text();
   }
   EXPECT_THAT(all_text, HasSubstr("the secret"));

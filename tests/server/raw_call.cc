@@ -63,17 +63,17 @@ grpc::Status RawStreamCall(const std::shared_ptr<grpc::Channel>& channel, const 
   grpc::CompletionQueue queue;
   const auto call = stub.PrepareCall(&context, method, &queue);
   call->StartCall(nullptr);
-  bool ok = Next(&queue);
-  if (ok) {
-    call->Write(ToBuffer(request), nullptr);
-    ok = Next(&queue);
-  }
-  if (ok) {
-    grpc::ByteBuffer answer;
-    call->Read(&answer, nullptr);
-    if (Next(&queue) && response != nullptr) *response = FromBuffer(answer);
-    call->WritesDone(nullptr);
+  if (Next(&queue)) {
+    call->WriteLast(ToBuffer(request), grpc::WriteOptions(), nullptr);
     Next(&queue);
+    // The status comes after all messages were read.
+    grpc::ByteBuffer answer;
+    std::string all;
+    for (call->Read(&answer, nullptr); Next(&queue); call->Read(&answer, nullptr)) {
+      all += FromBuffer(answer);
+      answer.Clear();
+    }
+    if (response != nullptr) *response = all;
   }
   grpc::Status status;
   call->Finish(&status, nullptr);

@@ -14,7 +14,7 @@ namespace espalier {
 grpc::Status RawUnaryCall(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
                           const std::string& request, std::string* response);
 
-// One message out on a bidirectional stream, which is then closed; the first answer comes back.
+// One message out and any number in, which come back one after another.
 grpc::Status RawStreamCall(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
                            const std::string& request, std::string* response);
 

@@ -76,7 +76,11 @@ TreeResult TreeCall::Wait() {
 
 TreeResult RunTree(Engine& engine, TreeRequest request) {
   absl::StatusOr<std::unique_ptr<TreeCall>> call = TreeCall::Start(engine, std::move(request));
-  if (!call.ok()) return {.status = call.status()};
+  if (!call.ok()) {
+    TreeResult refused;
+    refused.status = call.status();
+    return refused;
+  }
   return (*call)->Wait();
 }
 

@@ -245,6 +245,18 @@ TEST(HfConfigTest, RefusesWhatIsNotAnObject) {
   EXPECT_TRUE(absl::IsInvalidArgument(ParseHfConfig(std::string(1 << 20, '[')).status()));
 }
 
+// Printing, copying and comparing JSON recurse: a value nested this deep would end the stack.
+TEST(HfConfigTest, RefusesDeepNesting) {
+  const std::string deep = std::string(1 << 20, '[') + std::string(1 << 20, ']');
+  const std::string config = Llama().dump();
+  for (const char* key : {"quantization_config", "architectures", "eos_token_id", "x"}) {
+    const std::string nested = R"({")" + std::string(key) + R"(":)" + deep + "," + config.substr(1);
+    const absl::Status status = ParseHfConfig(nested).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << key;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("nested deeper than 64"));
+  }
+}
+
 TEST(HfConfigTest, MergesGenerationConfigEosIds) {
   ModelConfig config = Parse(With(Llama(), "eos_token_id", {2, 5}));
   ASSERT_TRUE(MergeGenerationConfig(R"({"eos_token_id": [5, 7], "top_p": 0.9})", &config).ok());

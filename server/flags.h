@@ -1,5 +1,5 @@
-// The command line and the configuration file. A flag wins over the file, the file over the default,
-// a later flag over an earlier one of the same name.
+// The command line and the configuration file. A flag wins over the file, the file over the
+// default, a later flag over an earlier one of the same name.
 #pragma once
 
 #include <optional>

@@ -25,7 +25,11 @@ function(espalier_static_archives target)
   add_library(${target} INTERFACE)
   target_link_libraries(${target} INTERFACE -Wl,--start-group ${archives} -Wl,--end-group
                         Threads::Threads dl m rt atomic)
-  target_link_options(${target} INTERFACE -Wl,--exclude-libs,ALL)
+  # The fuzzers' sanitizer runtime is an archive as well, but one that shared libraries must see: it
+  # takes the place of their allocator.
+  if(NOT ESPALIER_FUZZ)
+    target_link_options(${target} INTERFACE -Wl,--exclude-libs,ALL)
+  endif()
 endfunction()
 
 pkg_check_modules(GRPCPP REQUIRED grpc++ protobuf)

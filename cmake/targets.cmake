@@ -1,8 +1,10 @@
 # Warnings, sanitizers and the two target shapes of this project.
 add_library(espalier_options INTERFACE)
 target_include_directories(espalier_options INTERFACE ${PROJECT_SOURCE_DIR})
-target_compile_options(espalier_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow
-                       -Wnon-virtual-dtor -fno-omit-frame-pointer)
+target_compile_options(espalier_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wnon-virtual-dtor>"
+  "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall;-lineinfo;--expt-relaxed-constexpr>"
+  "$<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>")
 if(ESPALIER_SANITIZE)
   target_compile_options(espalier_options INTERFACE -fsanitize=address,undefined
                          -fno-sanitize-recover=undefined)

@@ -119,7 +119,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
 
   const int logits_rows = std::min(config.max_batch_tokens, kMaxLogitsRows);
   absl::StatusOr<std::unique_ptr<Llama>> llama =
-      Llama::Create(checkpoint.get(), config.max_batch_tokens, logits_rows);
+      Llama::Create(*impl->ctx, checkpoint.get(), config.max_batch_tokens, logits_rows);
   if (!llama.ok()) return llama.status();
   impl->model = *std::move(llama);
 

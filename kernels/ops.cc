@@ -88,8 +88,11 @@ void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p) {
 }
 
 void MatMul(const Context& ctx, const MatMulParams& p) {
-  const Projection projection = {
-      .weight = p.weight, .bias = p.bias, .out = p.out, .out_stride = p.weight.rows};
+  const Projection projection = {.weight = p.weight,
+                                 .bias = p.bias,
+                                 .out = p.out,
+                                 .out_stride = p.weight.rows,
+                                 .out_f32 = p.out_f32};
   Project(ctx, {.x = p.x, .projections = {&projection, 1}, .rows = p.rows});
 }
 

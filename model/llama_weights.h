@@ -1,13 +1,15 @@
-// A Llama's tensors, found in the checkpoint by name. Matrices are borrowed as they are stored;
-// norm weights and biases are small and become fp32.
+// A Llama's tensors, found in the checkpoint by name, where the context's device can use them. Norm
+// weights and biases are small and become fp32.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/core/matrix.h"
 #include "model/checkpoint/checkpoint.h"
+#include "model/weight_store.h"
 
 namespace espalier {
 
@@ -25,21 +27,19 @@ struct LlamaShape {
   int kv_width() const { return num_kv_heads * head_dim; }
 };
 
-// A linear map's weight [out_features, in_features], and its bias, empty when it has none.
+// A linear map's weight [out_features, in_features], and its bias, null when it has none.
 struct LinearWeights {
   ConstMatrix weight;
-  std::vector<float> bias;  // [out_features]
-
-  const float* bias_or_null() const { return bias.empty() ? nullptr : bias.data(); }
+  const float* bias = nullptr;  // [out_features]
 };
 
 struct LlamaLayerWeights {
-  std::vector<float> attention_norm;  // [hidden]
+  const float* attention_norm = nullptr;  // [hidden]
   LinearWeights q;
   LinearWeights k;
   LinearWeights v;
   LinearWeights attention_out;
-  std::vector<float> ffn_norm;  // [hidden]
+  const float* ffn_norm = nullptr;  // [hidden]
   LinearWeights gate;
   LinearWeights up;
   LinearWeights down;
@@ -47,16 +47,19 @@ struct LlamaLayerWeights {
 
 struct LlamaWeights {
   LlamaShape shape;
-  ConstMatrix embedding;  // [vocab, hidden]
+  std::unique_ptr<WeightStore> store;  // of what is not the checkpoint's
+  ConstMatrix embedding;               // [vocab, hidden]
   std::vector<LlamaLayerWeights> layers;
-  std::vector<float> final_norm;  // [hidden]
-  ConstMatrix lm_head;            // [vocab, hidden]; the embedding when tied
+  const float* final_norm = nullptr;  // [hidden]
+  ConstMatrix lm_head;                // [vocab, hidden]; the embedding when tied
 
   int64_t parameters = 0;  // a tied embedding counts once
-  int64_t bytes = 0;       // as stored
+  int64_t bytes = 0;       // as the device holds them
 };
 
-// NOT_FOUND or INVALID_ARGUMENT names the tensor. The checkpoint must outlive the weights.
-absl::StatusOr<LlamaWeights> LoadLlamaWeights(Checkpoint& checkpoint);
+// NOT_FOUND or INVALID_ARGUMENT names the tensor, RESOURCE_EXHAUSTED the bytes that the device
+// lacks. The checkpoint and the context must outlive the weights.
+absl::StatusOr<LlamaWeights> LoadLlamaWeights(Checkpoint& checkpoint, const Context& ctx,
+                                              LoadProgressCallback on_progress);
 
 }  // namespace espalier

@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "kernels/core/check.h"
+#include "kernels/cpu/activations.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/kernel_table.h"
 
@@ -85,7 +86,7 @@ class ProjectionTask {
                         .scales = quantised_.scales,
                         .rows = p_.rows,
                         .bias = BiasAt(begin),
-                        .out = projection_.out + begin,
+                        .out = Floats(projection_.out) + begin,
                         .out_stride = projection_.out_stride});
   }
 
@@ -94,15 +95,15 @@ class ProjectionTask {
                        .weight = WeightRow(begin),
                        .columns = end - begin,
                        .depth = projection_.weight.cols,
-                       .x = p_.x,
+                       .x = Floats(p_.x),
                        .rows = p_.rows,
                        .bias = BiasAt(begin),
-                       .out = projection_.out + begin,
+                       .out = Floats(projection_.out) + begin,
                        .out_stride = projection_.out_stride});
   }
 
   PanelOutput OutputAt(int64_t column, int columns, bool add) const {
-    return {.out = projection_.out + column,
+    return {.out = Floats(projection_.out) + column,
             .stride = projection_.out_stride,
             .columns = columns,
             .add = add,
@@ -155,7 +156,7 @@ class ProjectionTask {
                           panel_depth, rows + c * panel_depth);
         }
         cpu_.pack_f32(rows, panel_depth, values);
-        cpu_.gemm_f32({.values = values, .depth = panel_depth}, p_.x + k, depth, p_.rows,
+        cpu_.gemm_f32({.values = values, .depth = panel_depth}, Floats(p_.x) + k, depth, p_.rows,
                       OutputAt(column, columns, k > 0));
       }
     }
@@ -185,7 +186,7 @@ void Project(const Context& ctx, const ProjectParams& p) {
   }
   quantise &= ctx.cpu_precision() == CpuPrecision::kAuto;
   const QuantisedRows quantised =
-      quantise ? QuantiseRows(ctx, cpu, p.x, p.rows, depth) : QuantisedRows{};
+      quantise ? QuantiseRows(ctx, cpu, Floats(p.x), p.rows, depth) : QuantisedRows{};
 
   // Tasks are runs of tiles over the projections one after the other.
   const int tasks =

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/core/check.h"
+#include "kernels/cpu/activations.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/kernel_table.h"
 
@@ -40,8 +41,8 @@ void RmsNorm(const Context& ctx, const RmsNormParams& p) {
       p.rows, GrainRows(p.hidden), [&](int64_t begin, int64_t end, int /*worker*/) {
         for (int64_t r = begin; r < end; ++r) {
           const int64_t at = r * p.hidden;
-          const float* residual = p.residual != nullptr ? p.residual + at : nullptr;
-          cpu.rms_norm(p.x + at, residual, p.weight, p.eps, p.hidden, p.out + at);
+          const float* residual = p.residual != nullptr ? Floats(p.residual) + at : nullptr;
+          cpu.rms_norm(p.x + at, residual, p.weight, p.eps, p.hidden, Floats(p.out) + at);
         }
       });
 }
@@ -60,6 +61,7 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
         float* sin = cos + half;
         float* rotated_k = sin + half;
         for (int64_t r = begin; r < end; ++r) {
+          const float* qkv = Floats(p.qkv) + r * (q_width + 2 * kv_width);
           // In fp32 as Hugging Face computes it, so that long positions round alike.
           const float position = static_cast<float>(p.positions[r]);
           for (int i = 0; i < half; ++i) {
@@ -68,15 +70,16 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
             sin[i] = std::sin(angle) * p.rope_magnitude;
           }
           for (int h = 0; h < p.num_heads; ++h) {
-            float* head = p.q + r * q_width + h * head_dim;
-            cpu.rotate(head, head + half, cos, sin, half, head, head + half);
+            const float* from = qkv + h * head_dim;
+            float* to = Floats(p.q) + r * q_width + h * head_dim;
+            cpu.rotate(from, from + half, cos, sin, half, to, to + half);
           }
           const int64_t slot = p.kv_slots[r];
           if (slot < 0) continue;
           ESPALIER_CHECK(slot / p.kv.page_size < p.kv.num_pages);
           for (int h = 0; h < p.kv.num_kv_heads; ++h) {
-            const float* k = p.k + r * kv_width + h * head_dim;
-            const float* v = p.v + r * kv_width + h * head_dim;
+            const float* k = qkv + q_width + h * head_dim;
+            const float* v = k + kv_width;
             cpu.rotate(k, k + half, cos, sin, half, rotated_k, rotated_k + half);
             const size_t at = BytesOf(p.kv.dtype, p.kv.Offset(slot, h));
             const bool bad_k =
@@ -94,16 +97,17 @@ void SwiGlu(const Context& ctx, const SwiGluParams& p) {
   ctx.pool().ParallelFor(p.rows, GrainRows(2 * int64_t{p.intermediate}),
                          [&](int64_t begin, int64_t end, int /*worker*/) {
                            for (int64_t r = begin; r < end; ++r) {
-                             const float* gate = p.gate_up + r * 2 * p.intermediate;
+                             const float* gate = Floats(p.gate_up) + r * 2 * p.intermediate;
                              cpu.swiglu(gate, gate + p.intermediate, p.intermediate,
-                                        p.out + r * p.intermediate);
+                                        Floats(p.out) + r * p.intermediate);
                            }
                          });
 }
 
 void GatherRows(const Context& /*ctx*/, const GatherRowsParams& p) {
   for (int64_t r = 0; r < p.rows; ++r) {
-    std::memcpy(p.out + r * p.cols, p.x + int64_t{p.indices[r]} * p.cols, p.cols * sizeof(float));
+    std::memcpy(Floats(p.out) + r * p.cols, Floats(p.x) + int64_t{p.indices[r]} * p.cols,
+                p.cols * sizeof(float));
   }
 }
 
@@ -124,7 +128,7 @@ void CopySlots(const Context& /*ctx*/, const CopySlotsParams& p) {
 void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p) {
   const CpuKernels& cpu = KernelsFor(ctx.cpu_isa());
   for (int64_t r = 0; r < p.rows; ++r) {
-    if (!cpu.all_finite(p.x + r * p.cols, p.cols)) p.row_bad[r] = 1;
+    if (!cpu.all_finite(Floats(p.x) + r * p.cols, p.cols)) p.row_bad[r] = 1;
   }
 }
 

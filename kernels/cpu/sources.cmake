@@ -4,11 +4,12 @@ set(ESPALIER_CPU_SOURCES
     cpu/kernels_portable.cc
     cpu/matmul.cc
     cpu/row_ops.cc
-    cuda/unavailable.cc
     ops.cc
     runtime/context.cc
     runtime/cpu_isa.cc
-    runtime/thread_pool.cc)
+    runtime/device_memory.cc
+    runtime/thread_pool.cc
+    weight_ops.cc)
 
 # One set of kernels, compiled for each instruction set. Contraction is off because dequantised
 # weights must have the bits that the format defines; products say where they want it.

@@ -6,6 +6,7 @@
 
 #include "kernels/attention/tree_plan.h"
 #include "kernels/core/check.h"
+#include "kernels/cpu/activations.h"
 #include "kernels/cpu/tree_attention_tile.h"
 
 namespace espalier::kernels::cpu {
@@ -71,7 +72,7 @@ void GatherQueries(const TreeAttentionParams& p, const PlanPartition& partition,
   const float scale = p.scale * std::numbers::log2e_v<float>;
   for (int32_t row = partition.rows.begin; row < partition.rows.end; ++row) {
     const int64_t query = p.plan->query_of_row[row];
-    const float* from = p.q + (query * p.num_heads + kv_head * group) * head_dim;
+    const float* from = Floats(p.q) + (query * p.num_heads + kv_head * group) * head_dim;
     for (int i = 0; i < group * head_dim; ++i) *q++ = from[i] * scale;
   }
 }
@@ -89,7 +90,7 @@ void StoreRows(const TreeAttentionParams& p, const PlanPartition& partition,
     float* out;
     if (target == TreePlan::kDirect) {
       const int64_t query = p.plan->query_of_row[tile.row_begin + i / tile.group];
-      out = p.out + (query * p.num_heads + head) * tile.head_dim;
+      out = Floats(p.out) + (query * p.num_heads + head) * tile.head_dim;
     } else {
       const int64_t state = int64_t{target} * p.num_heads + head;
       out = partials.out + state * tile.head_dim;
@@ -120,7 +121,7 @@ void MergeRow(const TreeAttentionParams& p, const PartialStates& partials, int64
     for (const int32_t* partial = begin; partial < end; ++partial) {
       sum += std::exp2(lse(*partial) - highest);
     }
-    float* out = p.out + (query * p.num_heads + head) * head_dim;
+    float* out = Floats(p.out) + (query * p.num_heads + head) * head_dim;
     std::fill_n(out, head_dim, 0.0f);
     for (const int32_t* partial = begin; partial < end; ++partial) {
       const float weight = std::exp2(lse(*partial) - highest) / sum;

@@ -1,8 +1,11 @@
-// The CUDA ops of a build without CUDA. No context names the device then, so a call is a bug.
+// The CUDA backend of a build without CUDA: there is no device, and so no context that names one.
 #include "kernels/core/check.h"
+#include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/graph_cache.h"
+#include "kernels/weight_ops.h"
 
-namespace espalier::kernels::cuda {
+namespace espalier {
 namespace {
 
 [[noreturn]] void Unavailable() {
@@ -10,6 +13,38 @@ namespace {
 }
 
 }  // namespace
+
+struct GraphCache::Impl {};
+GraphCache::GraphCache(const Context&, int) { Unavailable(); }
+GraphCache::~GraphCache() = default;
+void GraphCache::Run(const GraphKey&, int64_t, const std::function<void()>&) { Unavailable(); }
+int GraphCache::num_graphs() const { Unavailable(); }
+
+namespace cuda {
+
+CudaState* OpenDevice(int, std::string* error) {
+  *error = "this build has the CPU backend only";
+  return nullptr;
+}
+void CloseDevice(CudaState* state) { ESPALIER_CHECK(state == nullptr); }
+int NumDevices() { return 0; }
+void Synchronize(const Context&) { Unavailable(); }
+void* AllocateDevice(const Context&, size_t) { Unavailable(); }
+void FreeDevice(void*) { Unavailable(); }
+void* AllocatePinned(const Context&, size_t) { Unavailable(); }
+void FreePinned(void*) { Unavailable(); }
+void Copy(const Context&, void*, const void*, size_t) { Unavailable(); }
+void Fill(const Context&, void*, int, size_t) { Unavailable(); }
+void* CreateEvent(const Context&) { Unavailable(); }
+void DestroyEvent(void*) { Unavailable(); }
+void RecordEvent(const Context&, void*) { Unavailable(); }
+void WaitEvent(const Context&, void*) { Unavailable(); }
+DeviceMemory QueryMemory(const Context&) { Unavailable(); }
+std::string DeviceName(const Context&) { Unavailable(); }
+
+}  // namespace cuda
+
+namespace kernels::cuda {
 
 void Embedding(const Context&, const EmbeddingParams&) { Unavailable(); }
 void RmsNorm(const Context&, const RmsNormParams&) { Unavailable(); }
@@ -20,5 +55,8 @@ void SwiGlu(const Context&, const SwiGluParams&) { Unavailable(); }
 void GatherRows(const Context&, const GatherRowsParams&) { Unavailable(); }
 void CopySlots(const Context&, const CopySlotsParams&) { Unavailable(); }
 void FlagNonFinite(const Context&, const FlagNonFiniteParams&) { Unavailable(); }
+void ConvertWeights(const Context&, const ConvertWeightsParams&) { Unavailable(); }
+void FillRandom(const Context&, const FillRandomParams&) { Unavailable(); }
 
-}  // namespace espalier::kernels::cuda
+}  // namespace kernels::cuda
+}  // namespace espalier

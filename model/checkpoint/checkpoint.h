@@ -6,11 +6,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "absl/status/statusor.h"
 #include "kernels/core/matrix.h"
+#include "kernels/core/random_weight.h"
 #include "model/config.h"
 
 namespace espalier {
@@ -32,6 +34,11 @@ class Checkpoint {
   virtual absl::StatusOr<ConstMatrix> Tensor(std::string_view name, int64_t rows,
                                              int64_t cols) = 0;
   virtual bool HasTensor(std::string_view name) const = 0;
+  // How a device makes the tensor up, where it is not stored; `cols` are its input features.
+  virtual std::optional<RandomWeights> Random(std::string_view /*name*/,
+                                                       int64_t /*cols*/) const {
+    return std::nullopt;
+  }
 
   virtual absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer() = 0;
 };

@@ -183,7 +183,8 @@ void Run(const Options& options) {
   if (!checkpoint.ok()) throw CLI::ValidationError(std::string(checkpoint.status().message()));
   const int most_rows =
       std::max(options.prompt, *std::max_element(options.branches.begin(), options.branches.end()));
-  auto model = Llama::Create(checkpoint->get(), most_rows, most_rows);
+  auto model =
+      Llama::Create(Context::Cpu(1, CpuPrecision::kF32), checkpoint->get(), most_rows, most_rows);
   if (!model.ok()) throw CLI::ValidationError(std::string(model.status().message()));
   const Context ctx = Context::Cpu(
       options.threads, options.precision == "f32" ? CpuPrecision::kF32 : CpuPrecision::kAuto);

@@ -35,7 +35,8 @@ class DemoModelTest : public ::testing::Test {
     auto checkpoint = Checkpoint::Open(path);
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
     checkpoint_ = *std::move(checkpoint);
-    auto model = Llama::Create(checkpoint_.get(), kMaxRows, kMaxRows);
+    auto model =
+        Llama::Create(Context::Cpu(1, CpuPrecision::kF32), checkpoint_.get(), kMaxRows, kMaxRows);
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     ReadGoldens();

@@ -64,7 +64,8 @@ class LlamaTest : public ::testing::TestWithParam<TinyModel> {
     auto checkpoint = Checkpoint::Open(Path(GetParam()));
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
     checkpoint_ = *std::move(checkpoint);
-    auto model = Llama::Create(checkpoint_.get(), kMaxRows, kMaxRows);
+    auto model =
+        Llama::Create(Context::Cpu(1, CpuPrecision::kF32), checkpoint_.get(), kMaxRows, kMaxRows);
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
   }
@@ -200,11 +201,11 @@ TEST(LlamaCreateTest, NamesTheMissingTensor) {
   ASSERT_TRUE(base.ok()) << base.status();
   const std::string name = "model.layers.1.mlp.up_proj.weight";
   BrokenCheckpoint checkpoint(**base, name);
-  const auto model = Llama::Create(&checkpoint, 8, 8);
+  const auto model = Llama::Create(Context::Cpu(1, CpuPrecision::kF32), &checkpoint, 8, 8);
   EXPECT_EQ(model.status().code(), absl::StatusCode::kNotFound);
   EXPECT_NE(model.status().message().find("up_proj"), absl::string_view::npos);
-  EXPECT_FALSE(Llama::Create(base->get(), 0, 8).ok());
-  EXPECT_FALSE(Llama::Create(base->get(), 8, 0).ok());
+  EXPECT_FALSE(Llama::Create(Context::Cpu(1, CpuPrecision::kF32), base->get(), 0, 8).ok());
+  EXPECT_FALSE(Llama::Create(Context::Cpu(1, CpuPrecision::kF32), base->get(), 8, 0).ok());
 }
 
 // Token 7's embedding holds a NaN: rows that see its KV are spoilt only by what they attend to, and
@@ -214,7 +215,7 @@ TEST(LlamaForwardTest, FlagsOnlyTheRowThatIsNotFinite) {
   ASSERT_TRUE(base.ok()) << base.status();
   BrokenCheckpoint checkpoint(**base, "");
   checkpoint.Poison("model.embed_tokens.weight", 7);
-  auto model = Llama::Create(&checkpoint, 8, 8);
+  auto model = Llama::Create(Context::Cpu(1, CpuPrecision::kF32), &checkpoint, 8, 8);
   ASSERT_TRUE(model.ok()) << model.status();
   const Context ctx = Context::Cpu(2, CpuPrecision::kF32);
   ChainDecoder decoder(ctx, **model, 16, DType::kF32, 1);

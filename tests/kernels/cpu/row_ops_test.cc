@@ -164,9 +164,10 @@ class RopeTest : public RowOpsTest {
         : rows(num_rows),
           num_heads(heads),
           head_dim(kv.view.head_dim),
-          q(RandomFloats(rows * num_heads * head_dim, rng)),
-          k(RandomFloats(rows * kv.view.num_kv_heads * head_dim, rng)),
-          v(RandomFloats(rows * kv.view.num_kv_heads * head_dim, rng)),
+          q_width(num_heads * head_dim),
+          kv_width(kv.view.num_kv_heads * head_dim),
+          qkv(RandomFloats(rows * (q_width + 2 * kv_width), rng)),
+          q(rows * q_width, kNaN),
           positions(rows),
           slots(rows),
           inv_freq(head_dim / 2),
@@ -182,8 +183,13 @@ class RopeTest : public RowOpsTest {
         inv_freq[i] = static_cast<float>(std::pow(10000.0, -2.0 * i / head_dim));
       }
     }
-    int rows, num_heads, head_dim;
-    std::vector<float> q, k, v;
+    const float* Q(int row) const { return qkv.data() + row * (q_width + 2 * kv_width); }
+    float* K(int row) { return qkv.data() + row * (q_width + 2 * kv_width) + q_width; }
+    float* V(int row) { return K(row) + kv_width; }
+
+    int rows, num_heads, head_dim, q_width, kv_width;
+    std::vector<float> qkv;  // [rows, q_width + 2 * kv_width]
+    std::vector<float> q;    // out
     std::vector<int32_t> positions;
     std::vector<int64_t> slots;
     std::vector<float> inv_freq;
@@ -191,9 +197,8 @@ class RopeTest : public RowOpsTest {
   };
 
   void Run(Input& input, const PoisonedKv& kv, float magnitude) {
-    kernels::RopeStoreKv(ctx_, {.q = input.q.data(),
-                                .k = input.k.data(),
-                                .v = input.v.data(),
+    kernels::RopeStoreKv(ctx_, {.qkv = input.qkv.data(),
+                                .q = input.q.data(),
                                 .positions = input.positions.data(),
                                 .kv_slots = input.slots.data(),
                                 .inv_freq = input.inv_freq.data(),
@@ -213,7 +218,7 @@ TEST_P(RopeTest, RotatesAndStoresOnlyItsSlots) {
       const int kv_heads = 3;
       PoisonedKv kv(dtype, 6, kv_heads, head_dim, 16);
       Input input(61, 6, kv, rng);
-      const Input before = input;
+      Input before = input;
       const float magnitude = 1.1f;
       Run(input, kv, magnitude);
 
@@ -228,18 +233,17 @@ TEST_P(RopeTest, RotatesAndStoresOnlyItsSlots) {
       for (int r = 0; r < input.rows; ++r) {
         const auto position = static_cast<float>(input.positions[r]);
         for (int i = 0; i < 6 * head_dim; ++i) {
-          const float* head = before.q.data() + (r * 6 + i / head_dim) * head_dim;
+          const float* head = before.Q(r) + i / head_dim * head_dim;
           ASSERT_NEAR(input.q[r * 6 * head_dim + i], rotated(head, i % head_dim, position), 2e-6);
         }
         EXPECT_EQ(input.row_bad[r], 0);
         if (input.slots[r] < 0) continue;
         written[input.slots[r]] = true;
         for (int h = 0; h < kv_heads; ++h) {
-          const int64_t row = (int64_t{r} * kv_heads + h) * head_dim;
           for (int i = 0; i < head_dim; ++i) {
             const int64_t at = kv.view.Offset(input.slots[r], h) + i;
-            const double k = rotated(before.k.data() + row, i, position);
-            const double v = before.v[row + i];
+            const double k = rotated(before.K(r) + h * head_dim, i, position);
+            const double v = before.V(r)[h * head_dim + i];
             ASSERT_NEAR(kv.At(kv.k, at), k, 2e-6 + StorageError(dtype) * std::abs(k));
             ASSERT_NEAR(kv.At(kv.v, at), v, 1e-7 + StorageError(dtype) * std::abs(v));
           }
@@ -263,10 +267,10 @@ TEST_P(RopeTest, StoresNonFiniteAsZeroAndFlagsTheRow) {
     PoisonedKv kv(dtype, 2, 2, 32, 16);
     Input input(20, 2, kv, rng);
     input.slots = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, -1};
-    input.v[4 * 64 + 40] = kNaN;
-    input.v[7 * 64 + 3] = -kInfinity;
-    input.k[9 * 64 + 50] = kInfinity;
-    input.v[19 * 64] = kNaN;  // not stored
+    input.V(4)[40] = kNaN;
+    input.V(7)[3] = -kInfinity;
+    input.K(9)[50] = kInfinity;
+    input.V(19)[0] = kNaN;  // not stored
     Run(input, kv, 1.0f);
     for (int r = 0; r < 20; ++r) EXPECT_EQ(input.row_bad[r], r == 4 || r == 7 || r == 9) << r;
     EXPECT_EQ(kv.At(kv.v, kv.view.Offset(4, 1) + 8), 0.0f);
@@ -291,8 +295,8 @@ TEST_P(RopeTest, ClampsWhatTheKvTypeCannotHold) {
     PoisonedKv kv(dtype, 1, 1, 16, 16);
     Input input(1, 1, kv, rng);
     input.slots = {3};
-    input.v[2] = std::numeric_limits<float>::max();
-    input.v[15] = -std::numeric_limits<float>::max();
+    input.V(0)[2] = std::numeric_limits<float>::max();
+    input.V(0)[15] = -std::numeric_limits<float>::max();
     Run(input, kv, 1.0f);
     EXPECT_EQ(input.row_bad[0], 0);
     EXPECT_EQ(kv.At(kv.v, kv.view.Offset(3, 0) + 2), limit);

@@ -1,0 +1,60 @@
+// Activation types on the device: conversion, and eight of them in one 16-byte access.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "kernels/core/check.h"
+#include "kernels/core/dtype.h"
+
+namespace espalier::cuda {
+
+__device__ inline float ToFloat(float value) { return value; }
+__device__ inline float ToFloat(__half value) { return __half2float(value); }
+__device__ inline float ToFloat(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <typename T>
+__device__ T FromFloat(float value);
+template <>
+__device__ inline float FromFloat<float>(float value) {
+  return value;
+}
+template <>
+__device__ inline __half FromFloat<__half>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ inline __nv_bfloat16 FromFloat<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+template <typename T>
+inline constexpr float kLargest = 0;
+template <>
+inline constexpr float kLargest<__half> = 65504.0f;
+template <>
+inline constexpr float kLargest<__nv_bfloat16> = 3.38953139e38f;
+
+// Eight activations, one access.
+template <typename T>
+struct alignas(16) Eight {
+  T at[8];
+};
+static_assert(sizeof(Eight<__half>) == 16);
+
+// Calls f with a value of the activation type.
+template <typename F>
+void DispatchActivation(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kF16:
+      return f(__half{});
+    case DType::kBF16:
+      return f(__nv_bfloat16{});
+    default:
+      internal::CheckFailed("activations are bf16 or fp16", __FILE__, __LINE__);
+  }
+}
+
+}  // namespace espalier::cuda

@@ -1,0 +1,38 @@
+// A step's tree plan on the CUDA device: arrays that stay where they are from step to step, so that
+// a captured graph reads the next step's plan, and the memory of partial states. No CUDA headers.
+#pragma once
+
+#include <memory>
+
+#include "kernels/attention/tree_plan.h"
+#include "kernels/runtime/context.h"
+
+namespace espalier {
+
+struct DevicePlan;  // kernels/cuda/tree_attention/device_plan.h
+
+class PlanBuffers {
+ public:
+  // The context must outlive it. `num_heads` and `head_dim` size the partial states.
+  PlanBuffers(const Context& ctx, int num_heads, int head_dim);
+  ~PlanBuffers();
+
+  // Copies what the kernels read of the plan; enqueued on the context's stream. The staging memory
+  // is the object's own: the caller may change the plan at once, and must have waited for the last
+  // step. Memory grows when a plan is larger than all before; false when the device lacks it.
+  [[nodiscard]] bool Upload(const TreePlan& plan);
+
+  // Changes when memory has moved: graphs captured before must not be replayed.
+  int generation() const;
+  const DevicePlan& device_plan() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// How a plan for this device is cut: SMs as workers, tile rows and costs of its kernel.
+PlanOptions CudaPlanOptions(const Context& ctx, AttentionVariant variant, int num_heads,
+                            int num_kv_heads);
+
+}  // namespace espalier

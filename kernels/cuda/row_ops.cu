@@ -1,0 +1,148 @@
+// The CUDA ops that work on each row by itself: one block a row, fp32 arithmetic.
+#include "kernels/core/check.h"
+#include "kernels/cuda/block_reduce.cuh"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/numbers.cuh"
+
+namespace espalier::kernels::cuda {
+namespace {
+
+using espalier::cuda::BlockSum;
+using espalier::cuda::CheckLaunch;
+using espalier::cuda::DispatchActivation;
+using espalier::cuda::FromFloat;
+using espalier::cuda::StreamOf;
+using espalier::cuda::ToFloat;
+
+constexpr int kThreads = 256;
+constexpr int kNormThreads = 512;
+
+template <typename T>
+__global__ void EmbeddingKernel(const T* table, const int32_t* token_ids, int64_t cols,
+                                float* out) {
+  const T* row = table + token_ids[blockIdx.x] * cols;
+  for (int64_t i = threadIdx.x; i < cols; i += kThreads) {
+    out[blockIdx.x * cols + i] = ToFloat(row[i]);
+  }
+}
+
+// A thread meets the same elements in both passes, so that the second reads what it wrote itself.
+template <typename T>
+__global__ void __launch_bounds__(kNormThreads)
+    RmsNormKernel(float* x, const T* residual, const float* weight, float eps, int hidden, T* out) {
+  float* row = x + int64_t{blockIdx.x} * hidden;
+  const T* delta = residual == nullptr ? nullptr : residual + int64_t{blockIdx.x} * hidden;
+  float squares = 0;
+  for (int i = threadIdx.x; i < hidden; i += kNormThreads) {
+    float value = row[i];
+    if (delta != nullptr) {
+      value += ToFloat(delta[i]);
+      row[i] = value;
+    }
+    squares += value * value;
+  }
+  const float scale = 1.0f / sqrtf(BlockSum<kNormThreads>(squares) / hidden + eps);
+  T* to = out + int64_t{blockIdx.x} * hidden;
+  for (int i = threadIdx.x; i < hidden; i += kNormThreads) {
+    to[i] = FromFloat<T>(row[i] * scale * weight[i]);
+  }
+}
+
+// Grid: (intermediate / kThreads, rows).
+template <typename T>
+__global__ void SwiGluKernel(const T* gate_up, int64_t intermediate, T* out) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= intermediate) return;
+  const T* row = gate_up + blockIdx.y * 2 * intermediate;
+  const float gate = ToFloat(row[i]);
+  const float up = ToFloat(row[intermediate + i]);
+  out[blockIdx.y * intermediate + i] = FromFloat<T>(gate / (1.0f + expf(-gate)) * up);
+}
+
+template <typename T>
+__global__ void GatherRowsKernel(const T* x, const int32_t* indices, int64_t cols, T* out) {
+  const T* row = x + indices[blockIdx.x] * cols;
+  for (int64_t i = threadIdx.x; i < cols; i += kThreads) out[blockIdx.x * cols + i] = row[i];
+}
+
+template <typename T>
+__global__ void FlagNonFiniteKernel(const T* x, int64_t cols, uint8_t* row_bad) {
+  bool bad = false;
+  for (int64_t i = threadIdx.x; i < cols; i += kThreads) {
+    bad |= !isfinite(ToFloat(x[blockIdx.x * cols + i]));
+  }
+  if (__syncthreads_or(bad) && threadIdx.x == 0) row_bad[blockIdx.x] = 1;
+}
+
+// Grid: (slots, kv heads, K and V). Elements are of two bytes.
+__global__ void CopySlotsKernel(KvLayerView kv, const int64_t* from, const int64_t* to) {
+  auto* side = static_cast<uint16_t*>(blockIdx.z == 0 ? kv.k : kv.v);
+  const int head = static_cast<int>(blockIdx.y);
+  const auto offset = [&](int64_t slot) {
+    return ((slot / kv.page_size * kv.num_kv_heads + head) * kv.page_size + slot % kv.page_size) *
+           kv.head_dim;
+  };
+  const uint16_t* source = side + offset(from[blockIdx.x]);
+  uint16_t* target = side + offset(to[blockIdx.x]);
+  for (int i = threadIdx.x; i < kv.head_dim; i += blockDim.x) target[i] = source[i];
+}
+
+}  // namespace
+
+void Embedding(const Context& ctx, const EmbeddingParams& p) {
+  if (p.rows == 0) return;
+  ESPALIER_CHECK(p.table.dtype == ctx.activation_dtype());
+  DispatchActivation(p.table.dtype, [&]<typename T>(T) {
+    EmbeddingKernel<<<p.rows, kThreads, 0, StreamOf(ctx)>>>(static_cast<const T*>(p.table.data),
+                                                            p.token_ids, p.table.cols, p.out);
+  });
+  CheckLaunch(ctx, "Embedding");
+}
+
+void RmsNorm(const Context& ctx, const RmsNormParams& p) {
+  if (p.rows == 0) return;
+  DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
+    RmsNormKernel<<<p.rows, kNormThreads, 0, StreamOf(ctx)>>>(
+        p.x, static_cast<const T*>(p.residual), p.weight, p.eps, p.hidden, static_cast<T*>(p.out));
+  });
+  CheckLaunch(ctx, "RmsNorm");
+}
+
+void SwiGlu(const Context& ctx, const SwiGluParams& p) {
+  if (p.rows == 0) return;
+  const dim3 grid((p.intermediate + kThreads - 1) / kThreads, p.rows);
+  DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
+    SwiGluKernel<<<grid, kThreads, 0, StreamOf(ctx)>>>(static_cast<const T*>(p.gate_up),
+                                                       p.intermediate, static_cast<T*>(p.out));
+  });
+  CheckLaunch(ctx, "SwiGlu");
+}
+
+void GatherRows(const Context& ctx, const GatherRowsParams& p) {
+  if (p.rows == 0) return;
+  DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
+    GatherRowsKernel<<<p.rows, kThreads, 0, StreamOf(ctx)>>>(static_cast<const T*>(p.x), p.indices,
+                                                             p.cols, static_cast<T*>(p.out));
+  });
+  CheckLaunch(ctx, "GatherRows");
+}
+
+void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p) {
+  if (p.rows == 0) return;
+  DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
+    FlagNonFiniteKernel<<<p.rows, kThreads, 0, StreamOf(ctx)>>>(static_cast<const T*>(p.x), p.cols,
+                                                                p.row_bad);
+  });
+  CheckLaunch(ctx, "FlagNonFinite");
+}
+
+void CopySlots(const Context& ctx, const CopySlotsParams& p) {
+  if (p.count == 0) return;
+  ESPALIER_CHECK(p.kv.dtype == ctx.activation_dtype());
+  const dim3 grid(p.count, p.kv.num_kv_heads, 2);
+  CopySlotsKernel<<<grid, 64, 0, StreamOf(ctx)>>>(p.kv, p.from, p.to);
+  CheckLaunch(ctx, "CopySlots");
+}
+
+}  // namespace espalier::kernels::cuda

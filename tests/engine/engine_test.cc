@@ -7,62 +7,15 @@
 
 #include <random>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "tests/support/fake_tokenizer.h"
+#include "tests/support/tiny_engine.h"
 #include "tests/support/tree_runner.h"
 
 namespace espalier {
 namespace {
 
 using ::testing::HasSubstr;
-
-constexpr int kVocab = 256;
-
-EngineConfig ExactConfig(Sharing sharing) {
-  EngineConfig config;
-  config.cpu_precision = CpuPrecision::kF32;
-  config.num_threads = 2;
-  config.sharing = sharing;
-  config.kv_memory_bytes = 8 << 20;
-  config.limits.max_logprobs = kVocab;  // so that a test sees whole rows of logits
-  return config;
-}
-
-std::unique_ptr<Engine> MakeEngine(const EngineConfig& config,
-                                   const std::string& name = "llama-gqa8-linear") {
-  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
-      Checkpoint::Open(absl::StrCat(ESPALIER_SOURCE_DIR, "/tests/golden/tiny/", name));
-  EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
-  absl::StatusOr<std::unique_ptr<Engine>> engine =
-      Engine::Create(config, *std::move(checkpoint), std::make_unique<FakeTokenizer>(kVocab));
-  EXPECT_TRUE(engine.ok()) << engine.status();
-  return *std::move(engine);
-}
-
-std::vector<int32_t> RandomTokens(std::mt19937_64& rng, int count) {
-  std::vector<int32_t> tokens(count);
-  for (int32_t& token : tokens) token = static_cast<int32_t>(rng() % (kVocab - 1));
-  return tokens;
-}
-
-Generation Greedy(int max_tokens) {
-  Generation g;
-  g.max_tokens = max_tokens;
-  g.ignore_eos = true;
-  g.sampling.temperature = 0;
-  g.logprobs = kVocab;
-  return g;
-}
-
-PromptNode Node(int parent, std::vector<int32_t> tokens,
-                std::optional<Generation> generation = std::nullopt) {
-  PromptNode node;
-  node.parent = parent;
-  node.content = std::move(tokens);
-  node.generation = std::move(generation);
-  return node;
-}
 
 // A root, questions below it, and below some of them another turn.
 TreeRequest RandomTree(std::mt19937_64& rng) {
@@ -88,11 +41,11 @@ void ExpectSameBranch(const BranchResult& a, const BranchResult& b) {
   ASSERT_EQ(a.tokens, b.tokens);
   ASSERT_EQ(a.logprobs.size(), b.logprobs.size());
   for (size_t i = 0; i < a.logprobs.size(); ++i) {
-    std::vector<float> row_a(kVocab), row_b(kVocab);
+    std::vector<float> row_a(kTinyVocab), row_b(kTinyVocab);
     for (const auto& [token, logprob] : a.logprobs[i].top) row_a[token] = logprob;
     for (const auto& [token, logprob] : b.logprobs[i].top) row_b[token] = logprob;
-    ASSERT_EQ(a.logprobs[i].top.size(), static_cast<size_t>(kVocab));
-    for (int t = 0; t < kVocab; ++t) ASSERT_NEAR(row_a[t], row_b[t], 1e-4) << "token " << i;
+    ASSERT_EQ(a.logprobs[i].top.size(), static_cast<size_t>(kTinyVocab));
+    for (int t = 0; t < kTinyVocab; ++t) ASSERT_NEAR(row_a[t], row_b[t], 1e-4) << "token " << i;
   }
 }
 
@@ -406,7 +359,7 @@ TEST(Engine, RefusesWhatItCannotDo) {
   const absl::Status too_long = RunTree(*engine, request).status;
   EXPECT_EQ(too_long.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(too_long.message()), HasSubstr("64"));
-  request.nodes = {Node(-1, {1, kVocab}, Greedy(5))};
+  request.nodes = {Node(-1, {1, kTinyVocab}, Greedy(5))};
   EXPECT_THAT(std::string(RunTree(*engine, request).status.message()), HasSubstr("token_ids[1]"));
 
   config.kv_memory_bytes = 100;
@@ -414,7 +367,7 @@ TEST(Engine, RefusesWhatItCannotDo) {
       Checkpoint::Open(ESPALIER_SOURCE_DIR "/tests/golden/tiny/llama-mha");
   ASSERT_TRUE(checkpoint.ok());
   const absl::Status too_small =
-      Engine::Create(config, *std::move(checkpoint), std::make_unique<FakeTokenizer>(kVocab))
+      Engine::Create(config, *std::move(checkpoint), std::make_unique<FakeTokenizer>(kTinyVocab))
           .status();
   EXPECT_THAT(std::string(too_small.message()), HasSubstr("kv_memory is 100 bytes"));
 }

@@ -6,7 +6,9 @@ import sys
 from espalier_client import environment
 
 if __name__ == "__main__":
-    environment.enter()
-    from espalier_client import cli  # importable only now
-
+    try:
+        environment.enter()
+        from espalier_client import cli  # importable only now
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(cli.main())

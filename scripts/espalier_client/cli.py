@@ -1,36 +1,29 @@
 """The command line of client.py."""
 
 import argparse
-import sys
 from collections.abc import Callable
 
 import grpc
 
 from espalier_client import connection, generate, queries
-from espalier_client.connection import InputError
 
 _DESCRIPTION = """\
 A client of an Espalier server: prints trees while they grow, and asks the server about itself.
 
-exit status: 0 done; 1 the server refused or failed; 2 bad input; 3 no server answers;
-130 interrupted (the tree is cancelled)
+exit status: 0 done; 1 the server refused or failed; 2 bad input; 3 no server answers, or not any
+more; 130 interrupted, 141 the output was closed (in both cases the tree is cancelled)
 """
 
 
 def main() -> int:
     """Runs the command that sys.argv names; returns the exit status."""
     args = parser().parse_args()
-    try:
+
+    def command() -> int:
         with connection.open_channel(args.address) as channel:
             return args.run(args, channel)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return connection.EXIT_BAD_INPUT
-    except grpc.RpcError as error:
-        print(f"error: {connection.explain(error, args.address)}", file=sys.stderr)
-        return connection.exit_status(error)
-    except KeyboardInterrupt:
-        return connection.EXIT_INTERRUPTED
+
+    return connection.run_command(command, args.address)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,9 +11,16 @@ _PROMPT_CHARACTERS = 72  # of a prompt node's content; branches are shown whole
 _PLAIN_WIDTH = 100  # columns of what goes to a file or a pipe
 
 
+class _Console(Console):
+    """Tells its caller that the output was closed; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def make_console(stderr: bool = False) -> Console:
     """As wide as the terminal, or of a fixed width when there is none."""
-    console = Console(stderr=stderr)
+    console = _Console(stderr=stderr)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     return console

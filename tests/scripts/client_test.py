@@ -1,14 +1,18 @@
 """client.py as a process, against a server with canned answers."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import unittest
 from pathlib import Path
 
+import fake_server
 from fake_server import FakeServer
 
 _CLIENT = Path(__file__).resolve().parents[2] / "scripts/client.py"
+_ENDLESS = ("generate", "--prompt", "endless", "--n", "1", "--json")
 
 
 def _client(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
@@ -18,6 +22,15 @@ def _client(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         timeout=60,
+    )
+
+
+def _start_client(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(_CLIENT), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -84,6 +97,44 @@ class ClientTest(unittest.TestCase):
         done = _client("tokenize", *self.address, "AB")
         self.assertEqual(done.stdout, "65 66\n")
 
+    def test_a_closed_output_ends_it_without_a_word(self):
+        for arguments in (
+            ("generate", "--prompt", "Hello"),
+            ("generate", "--prompt", "Hello", "--json"),
+            ("score", "--prompt", "p", "--continuation", "c"),
+            ("info",),
+            ("tokenize", "AB"),
+        ):
+            with self.subTest(arguments):
+                reading, writing = os.pipe()
+                os.close(reading)
+                done = subprocess.run(
+                    [sys.executable, str(_CLIENT), *arguments, *self.address],
+                    stdout=writing,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    timeout=60,
+                )
+                os.close(writing)
+                self.assertEqual((done.returncode, done.stderr), (141, ""))
+
+    def test_an_output_closed_on_the_way_cancels_the_tree(self):
+        client = _start_client(*_ENDLESS, *self.address)
+        client.stdout.readline()
+        client.stdout.close()
+        self.assertEqual(client.wait(timeout=60), 141)
+        self.assertEqual(client.stderr.read(), "")
+        client.stderr.close()
+        self.assertTrue(self.server.abandoned.wait(timeout=60))
+
+    def test_an_interrupt_cancels_the_tree(self):
+        with _start_client(*_ENDLESS, *self.address) as client:
+            client.stdout.readline()
+            client.send_signal(signal.SIGINT)
+            _, stderr = client.communicate(timeout=60)
+        self.assertEqual((client.returncode, stderr), (130, "interrupted\n"))
+        self.assertTrue(self.server.abandoned.wait(timeout=60))
+
 
 class UnreachableTest(unittest.TestCase):
     def test_has_a_status_of_its_own(self):
@@ -91,6 +142,21 @@ class UnreachableTest(unittest.TestCase):
         done = _client("info", "--address", "127.0.0.1:1")
         self.assertEqual(done.returncode, 3)
         self.assertIn("no server answers at 127.0.0.1:1", done.stderr)
+
+    def test_so_has_a_server_that_goes_away(self):
+        with subprocess.Popen(
+            [sys.executable, fake_server.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as server:
+            address = server.stdout.readline().strip()
+            with _start_client(*_ENDLESS, "--address", address) as client:
+                client.stdout.readline()
+                server.kill()
+                _, stderr = client.communicate(timeout=60)
+        self.assertEqual(client.returncode, 3)
+        self.assertRegex(stderr, rf"^error: the connection to {address} broke \(.+\)\n$")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
-"""A TreeDecoder with canned answers on a free loopback port."""
+"""A TreeDecoder with canned answers on a free loopback port.
+
+As a program it prints its address and serves until its standard input ends.
+"""
 
 import concurrent.futures
+import sys
+import threading
 from collections.abc import Iterator
 
 import grpc
@@ -19,10 +24,12 @@ from espalier_client.tree_request import nodes_with_ids
 class FakeServer(tree_decoder_pb2_grpc.TreeDecoderServicer):
     """Each branch of a Generate answers "<node id>/<sample>" and stops; `requests` keeps all calls.
 
-    A request whose root's text is "bad" is refused with INVALID_ARGUMENT.
+    A request whose root's text is "bad" is refused with INVALID_ARGUMENT. One whose root's text is
+    "endless" streams tokens until its client is gone, and then sets `abandoned`.
     """
 
     def __init__(self) -> None:
+        self.abandoned = threading.Event()
         self.requests: list[generate_pb2.GenerateRequest] = []
         self._server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=8))
         tree_decoder_pb2_grpc.add_TreeDecoderServicer_to_server(self, self._server)
@@ -39,6 +46,13 @@ class FakeServer(tree_decoder_pb2_grpc.TreeDecoderServicer):
         self.requests.append(request)
         if request.root.text == "bad":
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "root.text: bad is not allowed")
+        if request.root.text == "endless":
+            context.add_callback(self.abandoned.set)
+            *started, token, _, _, _ = canned_events(request)
+            yield from started
+            while not self.abandoned.wait(0.001):
+                yield token
+            return
         yield from canned_events(request)
 
     def Score(self, request, context) -> score_pb2.ScoreResponse:
@@ -122,3 +136,9 @@ def _branch_events(
 
 def _n(generation: prompt_pb2.Generation) -> int:
     return generation.n if generation.HasField("n") else 1
+
+
+if __name__ == "__main__":
+    with FakeServer() as server:
+        print(server.address, flush=True)
+        sys.stdin.read()

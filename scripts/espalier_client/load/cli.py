@@ -6,8 +6,6 @@ import json
 import sys
 from pathlib import Path
 
-import grpc
-
 from espalier.v1 import introspection_pb2, tree_decoder_pb2_grpc
 from espalier_client import connection
 from espalier_client.connection import InputError
@@ -24,21 +22,14 @@ at random times whatever the server does (open loop); with --concurrency a new o
 ends (closed loop). Latencies count from the time at which a request was due.
 
 exit status: 0 every request ended OK; 1 some did not; 2 bad input; 3 no server answers;
-130 interrupted (what had ended by then is reported)
+130 interrupted (what had ended by then is reported); 141 the output was closed
 """
 
 
 def main() -> int:
     """Runs what sys.argv says; returns the exit status."""
     args = parser().parse_args()
-    try:
-        return _run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return connection.EXIT_BAD_INPUT
-    except grpc.RpcError as error:
-        print(f"error: {connection.explain(error, args.address)}", file=sys.stderr)
-        return connection.exit_status(error)
+    return connection.run_command(lambda: _run(args), args.address)
 
 
 def _run(args: argparse.Namespace) -> int:

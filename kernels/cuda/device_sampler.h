@@ -45,15 +45,21 @@ struct DeviceSample {
 
 class DeviceSampler {
  public:
-  // Rows at most `max_requests` a step. The context must outlive it.
-  DeviceSampler(const Context& ctx, int vocab, int max_requests);
+  // Of DeviceSampleRequest::top_logprobs.
+  static constexpr int kMaxTopLogprobs = 32;
+
+  // Rows at most `max_requests` a step, of at most 2^19 tokens. The context must outlive it.
+  // `portable` chooses the kernel of devices before sm_90 on any device, for tests.
+  DeviceSampler(const Context& ctx, int vocab, int max_requests, bool portable = false);
   ~DeviceSampler();
   bool ok() const;  // false: the device lacks the memory
 
   // The three parts of a step. Upload and Download are enqueued copies between own pinned memory
   // and the device; Run only launches kernels, reads how many requests there are from the device,
   // and may be captured in a graph for any number of requests up to `max_requests` given to it.
-  void Upload(std::span<const DeviceSampleRequest> requests);
+  // Before Upload the caller has waited for the last step. Memory grows when a step's lists are
+  // longer than all before; false when the device lacks it.
+  [[nodiscard]] bool Upload(std::span<const DeviceSampleRequest> requests);
   void Run(const float* logits /* [rows, vocab] device */, int max_requests);
   void Download();
   // After the context was synchronised: one a request.

@@ -1,11 +1,19 @@
 if(ESPALIER_CUDA)
   set(ESPALIER_CUDA_SOURCES
     cuda/cuda_device.cc
+    cuda/device_sampler.cc
+    cuda/device_sampler_kernel.cu
+    cuda/device_sampler_pack.cc
     cuda/graph_cache.cc
     cuda/matmul.cu
     cuda/matmul_plans.cc
+    cuda/plan_buffers.cc
     cuda/rope_store_kv.cu
     cuda/row_ops.cu
+    cuda/tree_attention/expand_tokens.cu
+    cuda/tree_attention/merge_kernel.cu
+    cuda/tree_attention/portable_kernel.cu
+    cuda/tree_attention/tree_attention.cc
     cuda/weight_ops.cu)
 else()
   set(ESPALIER_CUDA_SOURCES cuda/unavailable.cc)

@@ -2,7 +2,9 @@
 #include "kernels/core/check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/device_sampler.h"
 #include "kernels/cuda/graph_cache.h"
+#include "kernels/cuda/plan_buffers.h"
 #include "kernels/weight_ops.h"
 
 namespace espalier {
@@ -19,6 +21,24 @@ GraphCache::GraphCache(const Context&, int) { Unavailable(); }
 GraphCache::~GraphCache() = default;
 void GraphCache::Run(const GraphKey&, int64_t, const std::function<void()>&) { Unavailable(); }
 int GraphCache::num_graphs() const { Unavailable(); }
+
+struct PlanBuffers::Impl {};
+PlanBuffers::PlanBuffers(const Context&, int, int) { Unavailable(); }
+PlanBuffers::~PlanBuffers() = default;
+bool PlanBuffers::Upload(const TreePlan&) { Unavailable(); }
+int PlanBuffers::generation() const { Unavailable(); }
+const DevicePlan& PlanBuffers::device_plan() const { Unavailable(); }
+PlanOptions CudaPlanOptions(const Context&, AttentionVariant, int, int) { Unavailable(); }
+
+struct DeviceSampler::Impl {};
+DeviceSampler::DeviceSampler(const Context&, int, int, bool) { Unavailable(); }
+DeviceSampler::~DeviceSampler() = default;
+bool DeviceSampler::ok() const { Unavailable(); }
+bool DeviceSampler::Upload(std::span<const DeviceSampleRequest>) { Unavailable(); }
+void DeviceSampler::Run(const float*, int) { Unavailable(); }
+void DeviceSampler::Download() { Unavailable(); }
+std::span<const DeviceSample> DeviceSampler::Results() const { Unavailable(); }
+int DeviceSampler::generation() const { Unavailable(); }
 
 namespace cuda {
 

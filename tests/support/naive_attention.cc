@@ -4,12 +4,9 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 namespace espalier::testing {
-namespace {
 
-// Rounds to the dtype, stores it and returns the value stored.
 double StoreAs(DType dtype, float value, int64_t element, std::vector<std::byte>* bytes) {
   if (dtype == DType::kF32) {
     std::memcpy(bytes->data() + element * 4, &value, 4);
@@ -27,9 +24,20 @@ double StoreAs(DType dtype, float value, int64_t element, std::vector<std::byte>
   return std::bit_cast<float>(uint32_t{stored} << 16);
 }
 
-}  // namespace
+double LoadAs(DType dtype, int64_t element, const std::vector<std::byte>& bytes) {
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, bytes.data() + element * 4, 4);
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, bytes.data() + element * 2, 2);
+  if (dtype == DType::kBF16) return std::bit_cast<float>(uint32_t{bits} << 16);
+  return static_cast<float>(std::bit_cast<_Float16>(bits));
+}
 
-KvMemory::KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_dim, DType dtype) {
+KvMemory::KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_dim, DType dtype,
+                   float unseen) {
   view_ = {.k = nullptr,
            .v = nullptr,
            .num_pages = forest.num_pages,
@@ -53,9 +61,8 @@ KvMemory::KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_di
     for (int head = 0; head < num_kv_heads; ++head) {
       for (int d = 0; d < head_dim; ++d) {
         const int64_t element = view_.Offset(slot, head) + d;
-        const float nan = std::numeric_limits<float>::quiet_NaN();
-        k_values_[element] = StoreAs(dtype, seen[slot] ? normal(rng) : nan, element, &k_bytes_);
-        v_values_[element] = StoreAs(dtype, seen[slot] ? normal(rng) : nan, element, &v_bytes_);
+        k_values_[element] = StoreAs(dtype, seen[slot] ? normal(rng) : unseen, element, &k_bytes_);
+        v_values_[element] = StoreAs(dtype, seen[slot] ? normal(rng) : unseen, element, &v_bytes_);
       }
     }
   }
@@ -68,16 +75,16 @@ KvLayerView KvMemory::view() {
 }
 
 std::vector<double> NaiveAttention(const TreeShape& shape, KvMemory& kv, const float* q,
-                                   int num_heads, double scale) {
+                                   int num_heads, double scale, ThreadPool* pool) {
   const KvLayerView view = kv.view();
   const int head_dim = view.head_dim;
   const int group = num_heads / view.num_kv_heads;
   std::vector<double> out(size_t(shape.num_queries()) * num_heads * head_dim, 0.0);
-  std::vector<double> weights;
-  for (int i = 0; i < shape.num_queries(); ++i) {
-    const std::vector<int64_t> slots = VisibleSlots(shape, i);
+  const auto attend = [&](int query, int /*worker*/) {
+    const std::vector<int64_t> slots = VisibleSlots(shape, query);
+    std::vector<double> weights;
     for (int head = 0; head < num_heads; ++head) {
-      const int64_t row = (int64_t{i} * num_heads + head) * head_dim;
+      const int64_t row = (int64_t{query} * num_heads + head) * head_dim;
       weights.clear();
       double highest = -std::numeric_limits<double>::infinity();
       for (const int64_t slot : slots) {
@@ -94,6 +101,11 @@ std::vector<double> NaiveAttention(const TreeShape& shape, KvMemory& kv, const f
         for (int d = 0; d < head_dim; ++d) out[row + d] += weights[s] / sum * kv.v(at + d);
       }
     }
+  };
+  if (pool != nullptr) {
+    pool->Run(shape.num_queries(), attend);
+  } else {
+    for (int query = 0; query < shape.num_queries(); ++query) attend(query, 0);
   }
   return out;
 }

@@ -3,19 +3,26 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "kernels/attention/kv_view.h"
 #include "kernels/attention/tree_shape.h"
+#include "kernels/runtime/thread_pool.h"
 #include "tests/support/random_forest.h"
 
 namespace espalier::testing {
 
+// Rounds to the dtype (kF32, kF16 or kBF16), stores it and returns the value stored.
+double StoreAs(DType dtype, float value, int64_t element, std::vector<std::byte>* bytes);
+double LoadAs(DType dtype, int64_t element, const std::vector<std::byte>& bytes);
+
 // One layer's K and V. Slots that some query sees hold normal values, rounded to the dtype; all
-// others hold NaN.
+// others hold `unseen`.
 class KvMemory {
  public:
-  KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_dim, DType dtype);
+  KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_dim, DType dtype,
+           float unseen = std::numeric_limits<float>::quiet_NaN());
 
   KvLayerView view();
   // The stored value, as a double. `element` is an offset of KvLayerView::Offset plus a dimension.
@@ -32,6 +39,6 @@ class KvMemory {
 
 // out[num_queries, num_heads, head_dim]; softmax over exactly the keys that each query sees.
 std::vector<double> NaiveAttention(const TreeShape& shape, KvMemory& kv, const float* q,
-                                   int num_heads, double scale);
+                                   int num_heads, double scale, ThreadPool* pool = nullptr);
 
 }  // namespace espalier::testing

@@ -1,0 +1,238 @@
+#include "kernels/cuda/plan_buffers.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels/core/check.h"
+#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/tree_attention/device_plan.h"
+#include "kernels/cuda/tree_attention/expand_tokens.h"
+#include "kernels/runtime/device_memory.h"
+
+namespace espalier {
+namespace {
+
+constexpr size_t kLeastBytes = 64 << 10;
+// Arrays of the block start at multiples of this many words: 32 bytes, a sector.
+constexpr int64_t kAlignWords = 8;
+
+static_assert(kTargetDirect == TreePlan::kDirect);
+static_assert(kTargetUntouched == TreePlan::kUntouched);
+
+int64_t AlignUp(int64_t value, int64_t alignment) {
+  return (value + alignment - 1) / alignment * alignment;
+}
+
+// Where the arrays of a plan lie in its block, in words.
+class BlockLayout {
+ public:
+  explicit BlockLayout(const TreePlan& plan)
+      : header(Place<PlanHeader>(1)),
+        units(Place<PlanUnit>(plan.partitions.size())),
+        entries(Place<PlanEntryRecord>(plan.entries.size())),
+        slot_rows(Place<RowInterval>(plan.slot_rows.size())),
+        queries(Place<int32_t>(plan.query_of_row.size())),
+        targets(Place<int32_t>(plan.row_targets.size())),
+        merge_rows(Place<PlanMergeRow>(plan.merge_rows.size())),
+        merge_partials(Place<int32_t>(plan.merge_partials.size())) {
+    ESPALIER_CHECK(end_ <= std::numeric_limits<int32_t>::max());
+  }
+
+  size_t bytes() const { return end_ * sizeof(int32_t); }
+
+ private:
+  template <typename T>
+  int64_t Place(size_t count) {
+    const int64_t at = end_;
+    end_ = AlignUp(at + static_cast<int64_t>(count * sizeof(T) / sizeof(int32_t)), kAlignWords);
+    return at;
+  }
+
+  int64_t end_ = 0;  // before the places, which are taken in this order
+
+ public:
+  const int64_t header;
+  const int64_t units;
+  const int64_t entries;
+  const int64_t slot_rows;
+  const int64_t queries;
+  const int64_t targets;
+  const int64_t merge_rows;
+  const int64_t merge_partials;
+};
+
+// Writes the block, and with it where each token of the plan goes in the token lists.
+class BlockWriter {
+ public:
+  BlockWriter(const TreePlan& plan, const BlockLayout& layout, int32_t* words)
+      : plan_(plan), layout_(layout), words_(words) {}
+
+  void Write() {
+    *At<PlanHeader>(layout_.header) = {
+        .num_partitions = plan_.num_partitions(),
+        .num_merge_rows = static_cast<int32_t>(plan_.merge_rows.size()),
+        .merge_rows_at = static_cast<int32_t>(layout_.merge_rows)};
+    PlanUnit* unit = At<PlanUnit>(layout_.units);
+    for (const int32_t index : plan_.run_order) *unit++ = WritePartition(plan_.partitions[index]);
+    Copy(plan_.slot_rows, layout_.slot_rows);
+    Copy(plan_.query_of_row, layout_.queries);
+    Copy(plan_.row_targets, layout_.targets);
+    Copy(plan_.merge_partials, layout_.merge_partials);
+    WriteMergeRows();
+  }
+
+ private:
+  template <typename T>
+  T* At(int64_t word) {
+    return reinterpret_cast<T*>(words_ + word);
+  }
+  template <typename T>
+  void Copy(const std::vector<T>& from, int64_t word) {
+    if (!from.empty()) std::memcpy(words_ + word, from.data(), from.size() * sizeof(T));
+  }
+
+  PlanUnit WritePartition(const PlanPartition& partition) {
+    const int group = plan_.options.group_size;
+    const int64_t kv_rows_of_page = int64_t{plan_.options.num_kv_heads} * plan_.page_size;
+    const int32_t num_rows = partition.rows.end - partition.rows.begin;
+    ESPALIER_CHECK(num_rows * group <= kMostPackedRows);
+    num_tokens_ = AlignUp(num_tokens_, kTokenAlignment);
+    const int64_t token_begin = num_tokens_;
+    PlanEntryRecord* record = At<PlanEntryRecord>(layout_.entries) + partition.entry_begin;
+    for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e, ++record) {
+      const PlanEntry& entry = plan_.entries[e];
+      const auto packed = [&](int32_t row) {
+        return static_cast<uint32_t>((row - partition.rows.begin) * group);
+      };
+      *record = {.kv_row = static_cast<int32_t>(entry.page * kv_rows_of_page + entry.first_slot),
+                 .token_begin = static_cast<int32_t>(num_tokens_),
+                 .count = entry.count,
+                 .rows = packed(entry.rows.begin) | packed(entry.rows.end) << 16,
+                 .slot_rows = entry.slot_rows,
+                 .row_begin = partition.rows.begin};
+      num_tokens_ += entry.count;
+    }
+    return {.token_begin = static_cast<int32_t>(token_begin),
+            .num_tokens = static_cast<int32_t>(num_tokens_ - token_begin),
+            .num_rows = num_rows,
+            .queries_at = static_cast<int32_t>(layout_.queries + partition.rows.begin),
+            .targets_at = static_cast<int32_t>(layout_.targets + partition.target_begin)};
+  }
+
+  void WriteMergeRows() {
+    PlanMergeRow* row = At<PlanMergeRow>(layout_.merge_rows);
+    for (size_t i = 0; i < plan_.merge_rows.size(); ++i) {
+      const int32_t begin = plan_.merge_begin[i];
+      *row++ = {.query = plan_.query_of_row[plan_.merge_rows[i]],
+                .count = plan_.merge_begin[i + 1] - begin,
+                .partials_at = static_cast<int32_t>(layout_.merge_partials + begin)};
+    }
+  }
+
+  const TreePlan& plan_;
+  const BlockLayout& layout_;
+  int32_t* words_;
+  int64_t num_tokens_ = 0;
+};
+
+}  // namespace
+
+struct PlanBuffers::Impl {
+  explicit Impl(const Context& context) : ctx(context) {}
+
+  const Context& ctx;
+  DevicePlan plan;
+  int generation = 0;
+  StagingBuffer staging;
+  DeviceBuffer block;
+  DeviceBuffer token_kv_rows;
+  DeviceBuffer token_rows;
+  DeviceBuffer partial_out;
+  DeviceBuffer partial_lse;
+  DeviceBuffer claims;
+
+  // Whether the buffer has at least `bytes`, if need be after it has moved.
+  template <typename Buffer>
+  bool Reserve(Buffer& buffer, size_t bytes) {
+    if (bytes <= buffer.bytes()) return true;
+    const size_t more = std::max({bytes, 2 * buffer.bytes(), kLeastBytes});
+    buffer = Buffer();  // first, so that old and new are never held together
+    buffer = Buffer(ctx, more);
+    if (buffer.empty()) buffer = Buffer(ctx, bytes);
+    ++generation;
+    return !buffer.empty();
+  }
+};
+
+PlanBuffers::PlanBuffers(const Context& ctx, int num_heads, int head_dim)
+    : impl_(std::make_unique<Impl>(ctx)) {
+  impl_->plan.num_heads = num_heads;
+  impl_->plan.head_dim = head_dim;
+}
+PlanBuffers::~PlanBuffers() = default;
+
+int PlanBuffers::generation() const { return impl_->generation; }
+const DevicePlan& PlanBuffers::device_plan() const { return impl_->plan; }
+
+bool PlanBuffers::Upload(const TreePlan& tree_plan) {
+  Impl& impl = *impl_;
+  DevicePlan& plan = impl.plan;
+  const PlanOptions& options = tree_plan.options;
+  ESPALIER_CHECK(plan.num_heads == options.num_kv_heads * options.group_size);
+  ESPALIER_CHECK(int64_t{tree_plan.num_pages} * options.num_kv_heads * tree_plan.page_size <=
+                 std::numeric_limits<int32_t>::max());
+  const int64_t most_tokens =
+      tree_plan.stats.read_kv_tokens + int64_t{kTokenAlignment} * tree_plan.num_partitions();
+  ESPALIER_CHECK(most_tokens <= std::numeric_limits<int32_t>::max());
+
+  const BlockLayout layout(tree_plan);
+  const size_t states = tree_plan.stats.partial_rows * plan.num_heads;
+  const bool first = impl.claims.empty();
+  if (!impl.Reserve(impl.staging, layout.bytes()) || !impl.Reserve(impl.block, layout.bytes()) ||
+      !impl.Reserve(impl.token_kv_rows, most_tokens * sizeof(int32_t)) ||
+      !impl.Reserve(impl.token_rows, most_tokens * sizeof(uint32_t)) ||
+      !impl.Reserve(impl.partial_out, states * plan.head_dim * sizeof(float)) ||
+      !impl.Reserve(impl.partial_lse, states * sizeof(float)) ||
+      !impl.Reserve(impl.claims, 2 * sizeof(int32_t))) {
+    return false;
+  }
+  if (first) FillDevice(impl.ctx, impl.claims.As<void>(), 0, impl.claims.bytes());
+
+  plan.header = impl.block.As<PlanHeader>();
+  plan.token_kv_rows = impl.token_kv_rows.As<int32_t>();
+  plan.token_rows = impl.token_rows.As<uint32_t>();
+  plan.partial_out = impl.partial_out.As<float>();
+  plan.partial_lse = impl.partial_lse.As<float>();
+  plan.claims = impl.claims.As<int32_t>();
+  plan.has_partials = states > 0;
+  plan.num_kv_heads = options.num_kv_heads;
+  plan.page_size = tree_plan.page_size;
+  plan.num_pages = tree_plan.num_pages;
+
+  BlockWriter(tree_plan, layout, impl.staging.As<int32_t>()).Write();
+  CopyToDevice(impl.ctx, impl.block.As<void>(), impl.staging.As<void>(), layout.bytes());
+  const int32_t* words = impl.block.As<int32_t>();
+  cuda::Check(impl.ctx, "ExpandTokens",
+              cuda::ExpandTokens(
+                  {.entries = reinterpret_cast<const PlanEntryRecord*>(words + layout.entries),
+                   .num_entries = static_cast<int>(tree_plan.entries.size()),
+                   .slot_rows = reinterpret_cast<const RowInterval*>(words + layout.slot_rows),
+                   .group_size = options.group_size,
+                   .token_kv_rows = impl.token_kv_rows.As<int32_t>(),
+                   .token_rows = impl.token_rows.As<uint32_t>()},
+                  cuda::StreamOf(impl.ctx)));
+  return true;
+}
+
+PlanOptions CudaPlanOptions(const Context& ctx, AttentionVariant variant, int num_heads,
+                            int num_kv_heads) {
+  return {.variant = variant,
+          .group_size = num_heads / num_kv_heads,
+          .num_kv_heads = num_kv_heads,
+          .num_workers = ctx.cuda().num_sms,
+          .tile_rows = kMostPackedRows,
+          .cost = {.token = 128, .min_piece = 16384}};
+}
+
+}  // namespace espalier

@@ -1,0 +1,73 @@
+// A tree plan as the CUDA kernels read it. No CUDA headers.
+//
+// One block of 32-bit words, copied once a step: the header, the units, then arrays whose place the
+// header or a unit gives, in words from the header on. So a captured graph holds one address and
+// reads whatever plan lies there. A kernel on the device expands the entries into two lists with
+// one word a token, in which every partition's tokens lie side by side: the attention kernel then
+// streams tokens, and neither pages nor nodes nor kinds of queries concern it.
+#pragma once
+
+#include <cstdint>
+
+namespace espalier {
+
+// Packed rows of a partition at most; a row's query heads of one kv head's group are neighbours.
+inline constexpr int kMostPackedRows = 128;
+// The token lists of a partition start at multiples of this, for 16-byte accesses.
+inline constexpr int kTokenAlignment = 8;
+
+// As TreePlan::kDirect and kUntouched, for device code.
+inline constexpr int32_t kTargetDirect = -1;
+inline constexpr int32_t kTargetUntouched = -2;
+
+// A partition, in the plan's run order. Each kv head is a unit of work of its own.
+struct alignas(32) PlanUnit {
+  int32_t token_begin;  // into the token lists
+  int32_t num_tokens;   // > 0
+  int32_t num_rows;     // queries
+  int32_t queries_at;   // word of the first row's query index
+  int32_t targets_at;   // word of the first row's target, as TreePlan::row_targets
+};
+
+// A run of slots of one page and the packed rows that see them.
+struct PlanEntryRecord {
+  int32_t kv_row;       // of the first slot, for kv head 0: an offset in head_dim elements
+  int32_t token_begin;  // into the token lists
+  int32_t count;
+  uint32_t rows;      // packed rows [low half, high half) of the partition
+  int32_t slot_rows;  // -1, or the index of `count` row intervals of the plan, one a slot
+  int32_t row_begin;  // the partition's first row
+};
+
+// A row whose partial states are to be merged.
+struct PlanMergeRow {
+  int32_t query;
+  int32_t count;
+  int32_t partials_at;  // word of its first partial state's index
+};
+
+struct alignas(64) PlanHeader {
+  int32_t num_partitions;
+  int32_t num_merge_rows;
+  int32_t merge_rows_at;  // word of the first PlanMergeRow
+};
+
+// Pointers are to device memory and stay what they are until PlanBuffers::generation changes.
+struct DevicePlan {
+  const PlanHeader* header = nullptr;      // followed by [num_partitions] PlanUnit
+  const int32_t* token_kv_rows = nullptr;  // [tokens] as PlanEntryRecord::kv_row
+  const uint32_t* token_rows = nullptr;    // [tokens] as PlanEntryRecord::rows
+  float* partial_out = nullptr;            // [partial_rows, num_heads, head_dim], normalised
+  float* partial_lse = nullptr;            // [partial_rows, num_heads], log2 of the denominator
+  int32_t* claims = nullptr;               // [2] units claimed, workers done; zero between launches
+
+  // What the plan in place is, and was made for.
+  bool has_partials = false;
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  int page_size = 0;
+  int num_pages = 0;
+};
+
+}  // namespace espalier

@@ -1,0 +1,100 @@
+// Grid: a few blocks an SM, which loop; a warp takes a (row, query head). Reads
+// partial_rows * num_heads * (head_dim + 1) * 4 bytes.
+#include "kernels/cuda/block_reduce.cuh"
+#include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/tree_attention/portable_kernel.h"
+#include "kernels/cuda/tree_attention/warp_mma.cuh"
+
+namespace espalier::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBlocksPerSm = 4;
+
+__device__ float WarpMax(float value) {
+  for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, lane_mask));
+  }
+  return value;
+}
+
+// A lane's columns of a partial state: kHeadDim / 32 neighbours.
+template <int kColumns>
+struct alignas(4 * kColumns) Columns {
+  float at[kColumns];
+};
+
+// The merged columns of the lane, up to 32 states at a time.
+template <int kHeadDim>
+__device__ Columns<kHeadDim / 32> MergeRow(const AttentionArguments& p, const PlanMergeRow& row,
+                                           int head) {
+  constexpr int kColumns = kHeadDim / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int32_t* partials = reinterpret_cast<const int32_t*>(p.plan.header) + row.partials_at;
+  Columns<kColumns> sum = {};
+  float highest = -INFINITY;
+  float total = 0;
+  for (int begin = 0; begin < row.count; begin += 32) {
+    const int count = min(32, row.count - begin);
+    const int64_t state =
+        lane < count ? int64_t{__ldg(partials + begin + lane)} * p.plan.num_heads + head : 0;
+    const float lse = lane < count ? p.plan.partial_lse[state] : -INFINITY;
+    const float new_highest = fmaxf(highest, WarpMax(lse));
+    const float factor = Exp2(highest - new_highest);
+    const float weight = Exp2(lse - new_highest);
+    highest = new_highest;
+    total = total * factor + WarpSum(weight);
+    for (float& column : sum.at) column *= factor;
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) {
+      const int64_t from = __shfl_sync(0xffffffff, state, i);
+      const float share = __shfl_sync(0xffffffff, weight, i);
+      const auto columns =
+          reinterpret_cast<const Columns<kColumns>*>(p.plan.partial_out + from * kHeadDim)[lane];
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) sum.at[c] = fmaf(share, columns.at[c], sum.at[c]);
+    }
+  }
+  for (float& column : sum.at) column /= total;
+  return sum;
+}
+
+template <typename T, int kHeadDim>
+__global__ void __launch_bounds__(kThreads)
+    MergeKernel(const __grid_constant__ AttentionArguments p) {
+  constexpr int kColumns = kHeadDim / 32;
+  const auto* words = reinterpret_cast<const int32_t*>(p.plan.header);
+  const auto* rows = reinterpret_cast<const PlanMergeRow*>(words + p.plan.header->merge_rows_at);
+  const int count = p.plan.header->num_merge_rows * p.plan.num_heads;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warps = static_cast<int>(gridDim.x) * (kThreads / 32);
+  for (int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x) / 32; i < count; i += warps) {
+    const PlanMergeRow row = rows[i / p.plan.num_heads];
+    const int head = i % p.plan.num_heads;
+    const Columns<kColumns> merged = MergeRow<kHeadDim>(p, row, head);
+    struct alignas(2 * kColumns) Narrow {
+      T at[kColumns];
+    } narrow;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) narrow.at[c] = FromFloat<T>(merged.at[c]);
+    T* out = static_cast<T*>(p.out) + (int64_t{row.query} * p.plan.num_heads + head) * kHeadDim;
+    reinterpret_cast<Narrow*>(out)[lane] = narrow;
+  }
+}
+
+}  // namespace
+
+cudaError_t LaunchMerge(const AttentionArguments& arguments, DType dtype,
+                        const AttentionDevice& device, cudaStream_t stream) {
+  const int blocks = device.num_sms * kBlocksPerSm;
+  DispatchActivation(dtype, [&]<typename T>(T) {
+    if (arguments.plan.head_dim == 128) {
+      MergeKernel<T, 128><<<blocks, kThreads, 0, stream>>>(arguments);
+    } else {
+      MergeKernel<T, 64><<<blocks, kThreads, 0, stream>>>(arguments);
+    }
+  });
+  return cudaGetLastError();
+}
+
+}  // namespace espalier::cuda

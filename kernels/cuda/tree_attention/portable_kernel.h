@@ -1,0 +1,37 @@
+// Tree attention for every architecture from sm_80 on, and the merge of its partial states.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/core/dtype.h"
+#include "kernels/cuda/tree_attention/device_plan.h"
+
+namespace espalier::cuda {
+
+struct AttentionArguments {
+  const void* q;  // [num_queries, num_heads, head_dim]
+  const void* k;  // [num_pages, num_kv_heads, page_size, head_dim]
+  const void* v;
+  void* out;  // [num_queries, num_heads, head_dim]
+  DevicePlan plan;
+  float scale_log2;  // softmax scale times log2(e), above 0
+};
+
+// What the launches need to know of the device.
+struct AttentionDevice {
+  int num_sms;
+  int max_shared_bytes;  // of a block
+};
+
+// Runs every unit of the plan: writes the rows that one partition alone sees to `out`, the others
+// to their partial states. dtype is kBF16 or kF16, head_dim 64 or 128.
+cudaError_t LaunchPortableAttention(const AttentionArguments& arguments, DType dtype,
+                                    const AttentionDevice& device, cudaStream_t stream);
+
+// Combines the partial states in the plan's order and writes those rows to `out`.
+cudaError_t LaunchMerge(const AttentionArguments& arguments, DType dtype,
+                        const AttentionDevice& device, cudaStream_t stream);
+
+}  // namespace espalier::cuda

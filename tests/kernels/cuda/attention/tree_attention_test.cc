@@ -1,0 +1,351 @@
+// Tree attention on CUDA against attention by its definition: every variant, element type, head
+// size, group size and page size, on random forests. Before a run the output and the partial states
+// hold NaN, and slots that no query sees hold NaN or the largest finite value.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels/attention/tree_plan.h"
+#include "kernels/cuda/graph_cache.h"
+#include "tests/kernels/cuda/attention/device_problem.h"
+
+namespace espalier {
+namespace {
+
+using testing::AttentionError;
+using testing::DeviceProblem;
+using testing::DeviceProblemOptions;
+using testing::Forest;
+using testing::kAllForestKinds;
+using testing::RandomChance;
+using testing::RandomForest;
+using testing::RandomInt;
+using testing::Rng;
+
+constexpr AttentionVariant kAllVariants[] = {
+    AttentionVariant::kSequence, AttentionVariant::kNode, AttentionVariant::kNodeChunk,
+    AttentionVariant::kFlatten, AttentionVariant::kDefault};
+
+// Of the softmax weights and of the output, which are rounded to the element type.
+double RelativeTolerance(DType dtype) { return dtype == DType::kF16 ? 3e-3 : 8e-3; }
+double LargestTolerance(DType dtype) { return dtype == DType::kF16 ? 8e-3 : 6e-2; }
+
+float LargestFinite(DType dtype) { return dtype == DType::kF16 ? 65504.0f : 3.3e38f; }
+
+std::unique_ptr<Context> OpenContext(DType dtype, std::string* why_not) {
+  return Context::Cuda(0, dtype, /*num_threads=*/16, why_not);
+}
+
+// Plans with many pieces, blocks and tiles of odd sizes, so that partial states abound.
+PlanOptions RandomOptions(Rng& rng, const Context& ctx, AttentionVariant variant,
+                          const DeviceProblem& problem) {
+  PlanOptions options =
+      CudaPlanOptions(ctx, variant, problem.num_heads(), problem.options().num_kv_heads);
+  if (RandomChance(rng, 0.5)) options.tile_rows = RandomInt(rng, 1, 128);
+  if (RandomChance(rng, 0.5)) options.block_tokens = RandomInt(rng, 1, 200);
+  if (RandomChance(rng, 0.7)) options.cost.min_piece = 1;
+  return options;
+}
+
+// Runs the plan twice. The second run's bits must be those of the first.
+void AttendAndCompare(const Context& ctx, const DeviceProblem& problem, const TreePlan& plan,
+                      PlanBuffers& buffers, AttentionError* worst) {
+  ASSERT_TRUE(buffers.Upload(plan));
+  std::vector<std::byte> outs[2];
+  for (std::vector<std::byte>& out : outs) {
+    problem.Poison(ctx, buffers, plan);
+    problem.Attend(ctx, buffers);
+    out = problem.Download(ctx);
+  }
+  const std::optional<std::string> device_error = ctx.TakeError();
+  ASSERT_FALSE(device_error.has_value()) << *device_error;
+  EXPECT_TRUE(outs[0] == outs[1]) << "two runs differ";
+  const AttentionError error = problem.ErrorOf(outs[0]);
+  EXPECT_LE(error.relative, RelativeTolerance(problem.options().dtype));
+  EXPECT_LE(error.largest, LargestTolerance(problem.options().dtype));
+  worst->Include(error);
+}
+
+void PrintWorst(const std::string& what, const AttentionError& worst) {
+  std::printf("             %-32s relative %.2e, largest %.2e\n", what.c_str(), worst.relative,
+              worst.largest);
+}
+
+class CudaTreeAttention : public ::testing::TestWithParam<std::tuple<DType, int, int>> {};
+
+TEST_P(CudaTreeAttention, EveryVariantEqualsTheDefinition) {
+  const auto [dtype, head_dim, group_size] = GetParam();
+  std::string why_not;
+  const std::unique_ptr<Context> ctx = OpenContext(dtype, &why_not);
+  if (ctx == nullptr) GTEST_SKIP() << why_not;
+
+  constexpr int kPageSizes[] = {16, 32, 64};
+  constexpr int kNumKinds = static_cast<int>(std::size(kAllForestKinds));
+  constexpr int kNumProblems = 3 * kNumKinds;
+  std::vector<std::unique_ptr<DeviceProblem>> problems(kNumProblems);
+  ctx->pool().Run(kNumProblems, [&, dtype = dtype, head_dim = head_dim, group_size = group_size](
+                                    int i, int /*worker*/) {
+    const uint64_t seed = 1000 * head_dim + 10 * group_size + i;
+    Rng rng(seed);
+    Forest forest = RandomForest(rng, kAllForestKinds[i % kNumKinds], kPageSizes[i / kNumKinds]);
+    problems[i] = std::make_unique<DeviceProblem>(
+        seed, std::move(forest),
+        DeviceProblemOptions{
+            .dtype = dtype,
+            .head_dim = head_dim,
+            .group_size = group_size,
+            .num_kv_heads = RandomInt(rng, 1, 2),
+            .unseen = i % 2 == 0 ? std::numeric_limits<float>::quiet_NaN() : LargestFinite(dtype),
+            // Now and then one key takes all the weight.
+            .q_spread = RandomChance(rng, 0.3) ? 8.0f : 1.0f});
+  });
+
+  AttentionError worst;
+  TreePlanner planner;
+  // Buffers that meet plans of all sizes, one for each number of heads.
+  std::unique_ptr<PlanBuffers> buffers[2];
+  for (int i = 0; i < kNumProblems; ++i) {
+    DeviceProblem& problem = *problems[i];
+    problem.Upload(*ctx);
+    std::unique_ptr<PlanBuffers>& reused = buffers[problem.options().num_kv_heads - 1];
+    if (reused == nullptr) {
+      reused = std::make_unique<PlanBuffers>(*ctx, problem.num_heads(), head_dim);
+    }
+    for (const AttentionVariant variant : kAllVariants) {
+      SCOPED_TRACE("problem " + std::to_string(i) + ", page size " +
+                   std::to_string(problem.shape().page_size) + ", variant " +
+                   std::to_string(static_cast<int>(variant)));
+      Rng rng(100 * i + static_cast<int>(variant));
+      const PlanOptions options = RandomOptions(rng, *ctx, variant, problem);
+      SCOPED_TRACE("tile rows " + std::to_string(options.tile_rows) + ", block tokens " +
+                   std::to_string(options.block_tokens) + ", least piece " +
+                   std::to_string(options.cost.min_piece));
+      AttendAndCompare(*ctx, problem, planner.Plan(problem.shape(), options), *reused, &worst);
+      if (HasFatalFailure()) return;
+    }
+  }
+  PrintWorst(std::string(Info(dtype).name) + " x " + std::to_string(head_dim) + ", group " +
+                 std::to_string(group_size),
+             worst);
+}
+
+std::string ParamName(const ::testing::TestParamInfo<std::tuple<DType, int, int>>& info) {
+  return std::string(Info(std::get<0>(info.param)).name) + "_" +
+         std::to_string(std::get<1>(info.param)) + "_group" +
+         std::to_string(std::get<2>(info.param));
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, CudaTreeAttention,
+                         ::testing::Combine(::testing::Values(DType::kBF16, DType::kF16),
+                                            ::testing::Values(64, 128),
+                                            ::testing::Values(1, 2, 3, 4, 5, 7, 8, 16)),
+                         ParamName);
+
+// Forests of one kind of work each, too large for chance.
+class ForestOf {
+ public:
+  explicit ForestOf(int page_size) { forest_.shape.page_size = page_size; }
+
+  int AddNode(int parent, int tokens) {
+    return forest_.shape.AddNode(parent, tokens, 0, Pages(tokens));
+  }
+  void AddLeaf(int parent, int tokens) {
+    forest_.shape.AddQuery(AddNode(parent, tokens), tokens - 1);
+  }
+  // The node's last `tokens` are queries.
+  void AddRun(int parent, int prefix, int tokens) {
+    const int node = AddNode(parent, prefix + tokens);
+    for (int t = prefix; t < prefix + tokens; ++t) forest_.shape.AddQuery(node, t);
+  }
+  // A random draft tree, all of whose tokens are queries.
+  void AddDraft(Rng& rng, int parent, int tokens) {
+    std::vector<int> depth(tokens, 0);
+    for (int t = 1; t < tokens; ++t) depth[t] = RandomInt(rng, 0, depth[t - 1] + 1);
+    std::vector<int32_t> subtree_end(tokens);
+    for (int t = 0; t < tokens; ++t) {
+      subtree_end[t] = t + 1;
+      while (subtree_end[t] < tokens && depth[subtree_end[t]] > depth[t]) ++subtree_end[t];
+    }
+    const int node = forest_.shape.AddDraftNode(parent, 0, Pages(tokens), subtree_end);
+    for (int t = 0; t < tokens; ++t) forest_.shape.AddQuery(node, t);
+  }
+
+  Forest Finish() {
+    forest_.num_pages += 2;  // nobody's
+    return std::move(forest_);
+  }
+
+ private:
+  std::vector<int32_t> Pages(int tokens) {
+    const int page = forest_.shape.page_size;
+    std::vector<int32_t> ids((tokens + page - 1) / page);
+    for (int32_t& id : ids) id = forest_.num_pages++;
+    return ids;
+  }
+
+  Forest forest_;
+};
+
+Forest WideTree(int page_size) {
+  Rng rng(5);
+  ForestOf forest(page_size);
+  const int root = forest.AddNode(-1, 300);
+  for (int i = 0; i < 1024; ++i) forest.AddLeaf(root, RandomInt(rng, 1, 40));
+  return forest.Finish();
+}
+
+Forest ManyLevels(int page_size) {
+  Rng rng(6);
+  ForestOf forest(page_size);
+  std::vector<int> level = {forest.AddNode(-1, 500)};
+  for (const int fan_out : {4, 4, 4}) {
+    std::vector<int> next;
+    for (const int parent : level) {
+      for (int i = 0; i < fan_out; ++i) {
+        next.push_back(forest.AddNode(parent, RandomInt(rng, 1, 90)));
+      }
+    }
+    level = next;
+  }
+  for (const int parent : level) {
+    for (int i = 0; i < 3; ++i) forest.AddLeaf(parent, RandomInt(rng, 1, 3));
+  }
+  return forest.Finish();
+}
+
+Forest LongPrefill(int page_size) {
+  ForestOf forest(page_size);
+  const int prompt = forest.AddNode(-1, 3000);
+  forest.AddRun(prompt, 0, 700);
+  forest.AddLeaf(prompt, 130);
+  return forest.Finish();
+}
+
+Forest ChunkOfPrefill(int page_size) {
+  ForestOf forest(page_size);
+  forest.AddRun(-1, 517, 200);
+  forest.AddLeaf(-1, 900);
+  forest.AddRun(-1, 0, 33);
+  return forest.Finish();
+}
+
+Forest Drafts(int page_size) {
+  Rng rng(7);
+  ForestOf forest(page_size);
+  const int prompt = forest.AddNode(-1, 1000);
+  for (const int tokens : {1, 5, 64, 96, 200}) {
+    forest.AddDraft(rng, forest.AddNode(prompt, RandomInt(rng, 1, 100)), tokens);
+  }
+  return forest.Finish();
+}
+
+Forest LongChain(int page_size) {
+  ForestOf forest(page_size);
+  forest.AddLeaf(-1, 8000);
+  return forest.Finish();
+}
+
+struct LargeCase {
+  const char* name;
+  Forest (*make)(int page_size);
+};
+void PrintTo(const LargeCase& large, std::ostream* out) { *out << large.name; }
+
+class CudaTreeAttentionLarge : public ::testing::TestWithParam<LargeCase> {};
+
+TEST_P(CudaTreeAttentionLarge, EveryVariantEqualsTheDefinition) {
+  constexpr DeviceProblemOptions kShapes[] = {
+      {.dtype = DType::kBF16, .head_dim = 128, .group_size = 4, .num_kv_heads = 1},
+      {.dtype = DType::kF16, .head_dim = 64, .group_size = 7, .num_kv_heads = 1}};
+  for (DeviceProblemOptions options : kShapes) {
+    SCOPED_TRACE(Info(options.dtype).name);
+    std::string why_not;
+    const std::unique_ptr<Context> ctx = OpenContext(options.dtype, &why_not);
+    if (ctx == nullptr) GTEST_SKIP() << why_not;
+    options.unseen = std::numeric_limits<float>::quiet_NaN();
+    DeviceProblem problem(3, GetParam().make(16), options, &ctx->pool());
+    problem.Upload(*ctx);
+    PlanBuffers buffers(*ctx, problem.num_heads(), options.head_dim);
+    TreePlanner planner;
+    AttentionError worst;
+    for (const AttentionVariant variant : kAllVariants) {
+      SCOPED_TRACE("variant " + std::to_string(static_cast<int>(variant)));
+      const PlanOptions plan_options =
+          CudaPlanOptions(*ctx, variant, problem.num_heads(), options.num_kv_heads);
+      AttendAndCompare(*ctx, problem, planner.Plan(problem.shape(), plan_options), buffers, &worst);
+      if (HasFatalFailure()) return;
+    }
+    PrintWorst(std::string(GetParam().name) + ", " + std::string(Info(options.dtype).name), worst);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, CudaTreeAttentionLarge,
+                         ::testing::Values(LargeCase{"WideTree", WideTree},
+                                           LargeCase{"ManyLevels", ManyLevels},
+                                           LargeCase{"LongPrefill", LongPrefill},
+                                           LargeCase{"ChunkOfPrefill", ChunkOfPrefill},
+                                           LargeCase{"Drafts", Drafts},
+                                           LargeCase{"LongChain", LongChain}),
+                         [](const auto& param_info) { return param_info.param.name; });
+
+// A captured graph reads whatever plan is in the buffers, of whichever size, with other partitions,
+// rows and numbers of partial states than at its capture.
+TEST(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
+  std::string why_not;
+  const std::unique_ptr<Context> ctx = OpenContext(DType::kBF16, &why_not);
+  if (ctx == nullptr) GTEST_SKIP() << why_not;
+  DeviceProblem problem(9, ManyLevels(16), {.num_kv_heads = 2}, &ctx->pool());
+  problem.Upload(*ctx);
+  PlanBuffers buffers(*ctx, problem.num_heads(), problem.options().head_dim);
+  TreePlanner planner;
+  const auto plan_of = [&](AttentionVariant variant, int tile_rows) -> const TreePlan& {
+    PlanOptions options =
+        CudaPlanOptions(*ctx, variant, problem.num_heads(), problem.options().num_kv_heads);
+    options.tile_rows = tile_rows;
+    options.cost.min_piece = 1;
+    return planner.Plan(problem.shape(), options);
+  };
+  // The largest first, so that nothing moves afterwards.
+  for (const AttentionVariant variant : kAllVariants) {
+    ASSERT_TRUE(buffers.Upload(plan_of(variant, 4)));
+    Synchronize(*ctx);
+  }
+  const int generation = buffers.generation();
+  GraphCache graphs(*ctx, 4);
+  const auto run = [&] {
+    graphs.Run({.has_partials = true}, generation, [&] { problem.Attend(*ctx, buffers); });
+  };
+  ASSERT_TRUE(buffers.Upload(plan_of(AttentionVariant::kNode, 64)));
+  run();  // as it is
+  run();  // captured
+  ASSERT_EQ(graphs.num_graphs(), 1);
+  int num_replays = 0;
+  for (const int tile_rows : {128, 20, 4, 128}) {
+    for (const AttentionVariant variant : kAllVariants) {
+      SCOPED_TRACE("tile rows " + std::to_string(tile_rows) + ", variant " +
+                   std::to_string(static_cast<int>(variant)));
+      const TreePlan& plan = plan_of(variant, tile_rows);
+      ASSERT_TRUE(buffers.Upload(plan));
+      ASSERT_EQ(buffers.generation(), generation);
+      problem.Poison(*ctx, buffers, plan);
+      run();
+      const AttentionError error = problem.ErrorOf(problem.Download(*ctx));
+      EXPECT_LE(error.relative, RelativeTolerance(DType::kBF16));
+      EXPECT_LE(error.largest, LargestTolerance(DType::kBF16));
+      ++num_replays;
+    }
+  }
+  EXPECT_EQ(graphs.num_graphs(), 1);
+  const std::optional<std::string> device_error = ctx->TakeError();
+  EXPECT_FALSE(device_error.has_value()) << *device_error;
+  std::printf("             %d replays of one graph\n", num_replays);
+}
+
+}  // namespace
+}  // namespace espalier

@@ -2,27 +2,31 @@
 
 #include <algorithm>
 #include <random>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "engine/device_setup.h"
 #include "engine/engine_thread.h"
 #include "engine/executor/executor.h"
-#include "engine/kvcache/available_memory.h"
 #include "engine/kvcache/kv_cache.h"
 #include "engine/tokenize_tree.h"
 #include "engine/validate.h"
+#include "kernels/runtime/device_memory.h"
+#include "model/checkpoint/random_checkpoint.h"
 #include "model/llama.h"
 
 namespace espalier {
 namespace {
 
 // Rows a step whose logits are computed: more would take memory (vocab * 4 bytes a row), not save
-// time, for the output projection is compute-bound from a few dozen rows on.
-constexpr int kMaxLogitsRows = 256;
-constexpr size_t kMaxDefaultKvBytes = size_t{4} << 30;
+// time, for the output projection is compute-bound from a few dozen rows on; on CUDA from a few
+// hundred.
+constexpr int kMaxLogitsRowsCpu = 256;
+constexpr int kMaxLogitsRowsCuda = 1024;
+constexpr int kBatchTokensCpu = 512;
+constexpr int kBatchTokensCuda = 2048;
 constexpr int kDescribedTokens = 16;
 
 uint64_t RandomWord() {
@@ -41,7 +45,7 @@ absl::Status CheckAtLeast(std::string_view field, int64_t value, int64_t limit) 
 absl::Status CheckConfig(const EngineConfig& config) {
   absl::Status status;
   status.Update(CheckAtLeast("threads", config.num_threads, 0));
-  status.Update(CheckAtLeast("max_batch_tokens", config.max_batch_tokens, 1));
+  status.Update(CheckAtLeast("max_batch_tokens", config.max_batch_tokens, 0));
   status.Update(CheckAtLeast("max_live_branches", config.max_live_branches, 1));
   status.Update(CheckAtLeast("max_context", config.max_context, 0));
   status.Update(CheckAtLeast("outbox_capacity", static_cast<int64_t>(config.outbox_capacity), 1));
@@ -49,25 +53,22 @@ absl::Status CheckConfig(const EngineConfig& config) {
     status.Update(absl::InvalidArgumentError(
         absl::StrCat("page_size is ", config.page_size, "; must be 16, 32 or 64")));
   }
-  if (config.device != Device::kCpu) {
-    status.Update(absl::UnimplementedError("device is cuda; this build has the CPU backend only"));
+  if (!(config.gpu_memory_fraction > 0 && config.gpu_memory_fraction <= 1)) {
+    status.Update(absl::InvalidArgumentError(absl::StrCat(
+        "gpu_memory_fraction is ", config.gpu_memory_fraction, "; must be above 0, at most 1")));
   }
   return status;
 }
 
-// Pages for the KV bytes asked for, or for a share of the free memory.
-absl::StatusOr<int> NumPages(const EngineConfig& config, const KvLayout& layout) {
-  size_t bytes = config.kv_memory_bytes;
-  if (bytes == 0) {
-    bytes = std::min<size_t>(AvailableMemoryBytes() / 4, kMaxDefaultKvBytes);
-  }
-  const size_t pages = bytes / layout.page_bytes();
-  if (pages < 2) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("kv_memory is ", bytes, " bytes; must be at least ", 2 * layout.page_bytes(),
-                     ", two pages of ", config.page_size, " tokens of this model"));
-  }
-  return static_cast<int>(std::min<size_t>(pages, (size_t{1} << 31) / config.page_size - 1));
+// Of the matrices, which are of one type or nearly so.
+absl::StatusOr<DType> StoredType(Checkpoint& checkpoint) {
+  const char* const name = "model.layers.0.mlp.down_proj.weight";
+  const ModelConfig& model = checkpoint.config();
+  if (checkpoint.Random(name, model.intermediate_size)) return DType::kBF16;
+  absl::StatusOr<ConstMatrix> matrix =
+      checkpoint.Tensor(name, model.hidden_size, model.intermediate_size);
+  if (!matrix.ok()) return matrix.status();
+  return matrix->dtype;
 }
 
 }  // namespace
@@ -90,7 +91,9 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config) {
-  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(config.model_path);
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
+      config.random_weights == 0 ? Checkpoint::Open(config.model_path)
+                                 : RandomCheckpoint::Open(config.model_path, config.random_weights);
   if (!checkpoint.ok()) return checkpoint.status();
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = (*checkpoint)->LoadTokenizer();
   if (!tokenizer.ok()) return tokenizer.status();
@@ -109,31 +112,52 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
                                                    model.vocab_size));
   }
 
+  absl::StatusOr<DType> stored = StoredType(*checkpoint);
+  if (!stored.ok()) return stored.status();
   auto impl = std::make_unique<Impl>();
+  absl::StatusOr<std::unique_ptr<Context>> opened = OpenContext(config, *stored);
+  if (!opened.ok()) return opened.status();
+  impl->ctx = *std::move(opened);
+  const Context& ctx = *impl->ctx;
+  const bool cuda = ctx.device() == Device::kCuda;
   impl->config = config;
-  if (impl->config.num_threads == 0) {
-    impl->config.num_threads = std::max(1u, std::thread::hardware_concurrency());
+  impl->config.device = ctx.device();
+  impl->config.num_threads = ctx.pool().num_threads();
+  if (config.max_batch_tokens == 0) {
+    impl->config.max_batch_tokens = cuda ? kBatchTokensCuda : kBatchTokensCpu;
   }
-  impl->ctx =
-      std::make_unique<Context>(Context::Cpu(impl->config.num_threads, config.cpu_precision));
+  if (cuda && config.limits.max_logprobs > DeviceSampler::kMaxTopLogprobs) {
+    return absl::InvalidArgumentError(absl::StrCat("max_logprobs is ", config.limits.max_logprobs,
+                                                   "; must be at most ",
+                                                   DeviceSampler::kMaxTopLogprobs, " on CUDA"));
+  }
+  const int max_rows = impl->config.max_batch_tokens;
+  const int logits_rows = std::min(max_rows, cuda ? kMaxLogitsRowsCuda : kMaxLogitsRowsCpu);
 
-  const int logits_rows = std::min(config.max_batch_tokens, kMaxLogitsRows);
   absl::StatusOr<std::unique_ptr<Llama>> llama =
-      Llama::Create(*impl->ctx, checkpoint.get(), config.max_batch_tokens, logits_rows);
+      Llama::Create(ctx, checkpoint.get(), max_rows, logits_rows, config.on_load_progress);
   if (!llama.ok()) return llama.status();
   impl->model = *std::move(llama);
 
-  const bool exact = config.cpu_precision == CpuPrecision::kF32;
   const KvLayout layout{.num_layers = model.num_layers,
                         .num_kv_heads = model.num_kv_heads,
                         .head_dim = model.head_dim,
                         .page_size = config.page_size,
-                        .dtype = exact ? DType::kF32 : DType::kF16};
-  absl::StatusOr<int> num_pages = NumPages(config, layout);
+                        .dtype = KvDType(ctx, config.cpu_precision)};
+  absl::StatusOr<int> num_pages = NumPages(config, ctx, layout);
   if (!num_pages.ok()) return num_pages.status();
-  absl::StatusOr<std::unique_ptr<KvCache>> kv = KvCache::Create(layout, *num_pages);
+  absl::StatusOr<std::unique_ptr<KvCache>> kv = KvCache::Create(ctx, layout, *num_pages);
   if (!kv.ok()) return kv.status();
   impl->kv = *std::move(kv);
+
+  absl::StatusOr<std::unique_ptr<Executor>> executor =
+      Executor::Create(impl->ctx.get(), impl->model.get(), impl->kv.get(),
+                       {.attention = config.attention,
+                        .cuda_graphs = config.cuda_graphs,
+                        .max_rows = max_rows,
+                        .max_logits_rows = logits_rows});
+  if (!executor.ok()) return executor.status();
+  impl->executor = *std::move(executor);
 
   const int context = config.max_context == 0 ? model.max_positions
                                               : std::min(config.max_context, model.max_positions);
@@ -142,27 +166,33 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
                  .chat_format = tokenizer->chat_format(),
                  .page_size = config.page_size,
                  .num_pages = *num_pages};
-  absl::StatusOr<ConstMatrix> sample_weight = checkpoint->Tensor(
-      "model.layers.0.mlp.down_proj.weight", model.hidden_size, model.intermediate_size);
-  if (!sample_weight.ok()) return sample_weight.status();
   impl->info = {.name = model.name,
                 .config = model,
-                .weight_type = std::string(Info(sample_weight->dtype).name),
+                .weight_type = std::string(Info(*stored).name),
                 .parameters = impl->model->parameters(),
                 .weight_bytes = impl->model->weight_bytes(),
                 .max_context = context,
-                .chat_format = tokenizer->chat_format()};
+                .chat_format = tokenizer->chat_format(),
+                .device = ctx.device(),
+                .device_name = DescribeDevice(ctx),
+                .memory = {.weights = impl->model->weight_bytes(),
+                           .activations = impl->model->activation_bytes(),
+                           .kv = static_cast<int64_t>(layout.page_bytes()) * *num_pages}};
+  if (cuda) {
+    const DeviceMemory memory = QueryDeviceMemory(ctx);
+    impl->info.memory.total = static_cast<int64_t>(memory.total_bytes);
+    impl->info.memory.free = static_cast<int64_t>(memory.free_bytes);
+  }
   impl->checkpoint = std::move(checkpoint);
   impl->tokenizer = std::move(tokenizer);
-  impl->executor = std::make_unique<Executor>(impl->ctx.get(), impl->model.get(), impl->kv.get());
   impl->thread = std::make_unique<EngineThread>(
       SchedulerConfig{.sharing = config.sharing,
                       .page_size = config.page_size,
-                      .max_batch_tokens = config.max_batch_tokens,
+                      .max_batch_tokens = max_rows,
                       .max_logits_rows = logits_rows,
                       .max_live_branches = config.max_live_branches,
                       .stall_timeout = config.stall_timeout},
-      *num_pages, config.limits.max_waiting_trees, impl->executor.get());
+      *num_pages, config.limits.max_waiting_trees, impl->executor.get(), config.on_failure);
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 

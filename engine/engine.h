@@ -4,7 +4,9 @@
 // Owns the checkpoint, the model, the KV cache and the engine thread.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -16,26 +18,54 @@
 #include "engine/outbox.h"
 #include "engine/request.h"
 #include "engine/sharing.h"
+#include "kernels/attention/tree_plan.h"
 #include "kernels/runtime/context.h"
 #include "model/checkpoint/checkpoint.h"
 #include "model/config.h"
+#include "model/weight_store.h"
 
 namespace espalier {
 
+// Weights, activations and KV on CUDA. kAuto: fp16 where the checkpoint is fp16, else bf16.
+enum class DeviceDType { kAuto, kBF16, kF16 };
+
 struct EngineConfig {
   std::string model_path;
-  Device device = Device::kCpu;
+  // Not 0: weights are made up from this seed, and only config.json is read.
+  uint64_t random_weights = 0;
+  // Empty: CUDA where there is such a device, else the CPU. Engine::config() has the choice.
+  std::optional<Device> device;
+  int gpu = 0;  // index of the CUDA device
+  DeviceDType dtype = DeviceDType::kAuto;
+  double gpu_memory_fraction = 0.9;  // of the device's memory that this process may take
+  bool cuda_graphs = true;
+  AttentionVariant attention = AttentionVariant::kDefault;
   CpuPrecision cpu_precision = CpuPrecision::kAuto;
   int num_threads = 0;  // 0: every core
   Sharing sharing = Sharing::kCache;
-  size_t kv_memory_bytes = 0;  // 0: a quarter of the free memory, at most 4 GiB
+  size_t kv_memory_bytes = 0;  // 0: on the CPU a quarter of the free memory, at most 4 GiB; on CUDA
+                               // what gpu_memory_fraction leaves
   int page_size = 16;
-  int max_batch_tokens = 512;  // rows a step: decode rows and prefill chunks together
+  // Rows a step: decode rows and prefill chunks together. 0: 512 on the CPU, 2048 on CUDA.
+  int max_batch_tokens = 0;
   int max_live_branches = 1024;
   int max_context = 0;           // 0: the model's
   size_t outbox_capacity = 256;  // events a request
   absl::Duration stall_timeout = absl::Seconds(60);
   Limits limits;
+  LoadProgressCallback on_load_progress;
+  // The device has failed, on the engine thread: running trees have ended with INTERNAL, and this
+  // process can run no other.
+  std::function<void(const absl::Status&)> on_failure;
+};
+
+// Of the device, in bytes.
+struct MemorySummary {
+  int64_t total = 0;  // CUDA only
+  int64_t weights = 0;
+  int64_t activations = 0;
+  int64_t kv = 0;
+  int64_t free = 0;  // CUDA only
 };
 
 struct ModelInfo {
@@ -46,6 +76,9 @@ struct ModelInfo {
   int64_t weight_bytes = 0;
   int max_context = 0;
   ChatFormat chat_format = ChatFormat::kNone;
+  Device device = Device::kCpu;
+  std::string device_name;  // "cpu avx2", "NVIDIA H100 80GB HBM3"
+  MemorySummary memory;
 };
 
 struct EngineStats {

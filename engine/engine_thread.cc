@@ -22,12 +22,13 @@ constexpr std::chrono::milliseconds kStalledPoll(2);
 }  // namespace
 
 EngineThread::EngineThread(const SchedulerConfig& config, int num_pages, int max_waiting_trees,
-                           Executor* executor)
+                           Executor* executor, OnFailure on_failure)
     : pool_(num_pages),
       radix_(&pool_, config.page_size),
       scheduler_(config, &pool_, &radix_),
       executor_(executor),
-      max_waiting_trees_(max_waiting_trees) {
+      max_waiting_trees_(max_waiting_trees),
+      on_failure_(std::move(on_failure)) {
   Publish();
   thread_ = std::thread([this] { Run(); });
 }
@@ -45,6 +46,7 @@ EngineThread::~EngineThread() {
 absl::Status EngineThread::Submit(std::unique_ptr<DecodeTree> tree) {
   {
     const std::lock_guard lock(mutex_);
+    if (!failure_.ok()) return failure_;
     if (draining_) return absl::UnavailableError("the server is shutting down");
     const int waiting = unstarted_ + stats_.scheduler.trees_waiting;
     if (waiting >= max_waiting_trees_) {
@@ -144,10 +146,23 @@ void EngineThread::Step() {
   running_stats_.schedule_ms += MsSince(start);
   stepped_ = batch != nullptr;
   if (batch == nullptr) return;
-  const Executor::Result result = executor_->Run(*batch);
+  const absl::StatusOr<Executor::Result> result = executor_->Run(*batch);
+  if (!result.ok()) return Fail(result.status());
   start = Clock::now();
-  scheduler_.Commit(result.samples, result.row_bad, absl::Now());
+  scheduler_.Commit(result->samples, result->row_bad, absl::Now());
   running_stats_.emit_ms += MsSince(start);
+}
+
+void EngineThread::Fail(const absl::Status& failure) {
+  scheduler_.Abandon(failure, absl::Now());
+  if (!absl::IsInternal(failure)) return;  // short of memory: smaller steps may follow
+  bool first;
+  {
+    const std::lock_guard lock(mutex_);
+    first = failure_.ok();
+    failure_ = failure;
+  }
+  if (first && on_failure_) on_failure_(failure);
 }
 
 void EngineThread::Publish() {

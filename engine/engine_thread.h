@@ -30,13 +30,18 @@ struct EngineThreadStats {
 
 class EngineThread {
  public:
+  // Called once, on the engine thread, when the device has failed: every tree has ended, none can
+  // be submitted any more.
+  using OnFailure = std::function<void(const absl::Status& failure)>;
+
   // Borrows the executor. `max_waiting_trees` bounds the trees that have not started.
   EngineThread(const SchedulerConfig& config, int num_pages, int max_waiting_trees,
-               Executor* executor);
+               Executor* executor, OnFailure on_failure);
   // Cancels what is left.
   ~EngineThread();
 
-  // RESOURCE_EXHAUSTED when too many trees wait, UNAVAILABLE when draining.
+  // RESOURCE_EXHAUSTED when too many trees wait, UNAVAILABLE when draining, INTERNAL after a
+  // failure of the device.
   absl::Status Submit(std::unique_ptr<DecodeTree> tree);
   // NOT_FOUND when no such tree is waiting or running.
   absl::Status Cancel(std::string_view tree_id);
@@ -55,6 +60,8 @@ class EngineThread {
   // Waits until there are messages or `scheduler_` may have something to do; false: stop.
   bool TakeMessages(bool idle);
   void Step();
+  // The open step failed.
+  void Fail(const absl::Status& failure);
   void Publish();
   void Post(Message message);
 
@@ -63,6 +70,7 @@ class EngineThread {
   Scheduler scheduler_;
   Executor* const executor_;
   const int max_waiting_trees_;
+  const OnFailure on_failure_;
   EngineThreadStats running_stats_;       // engine thread only
   bool stepped_ = false;                  // the last turn ran a step
   int taken_trees_ = 0;                   // taken from the inbox since the last Publish
@@ -77,6 +85,7 @@ class EngineThread {
   int unstarted_ = 0;                          // in the inbox, not yet in stats_
   EngineThreadStats stats_;
   bool draining_ = false;
+  absl::Status failure_;  // of the device
   bool stopping_ = false;
   std::thread thread_;
 };

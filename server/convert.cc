@@ -333,7 +333,7 @@ v1::GetServerStatsResponse ToProto(const EngineStats& stats, const EngineConfig&
   v1::GetServerStatsResponse message;
   message.set_version(ESPALIER_VERSION);
   message.set_uptime_s(stats.uptime_s);
-  message.set_device(std::string(NameOf(config.device)));
+  message.set_device(std::string(NameOf(config.device.value_or(Device::kCpu))));
   message.set_sharing(std::string(NameOf(config.sharing)));
   message.set_pages_total(stats.pages_total);
   message.set_pages_free(stats.pages_free);

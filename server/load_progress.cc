@@ -16,6 +16,8 @@ namespace espalier {
 namespace {
 
 constexpr std::chrono::seconds kInterval{3};
+constexpr int kBarWidth = 30;
+constexpr double kGib = 1 << 30;
 
 // Of a file, or of a folder's files; 0 when there is none: the loader will say so.
 uint64_t BytesOnDisk(const std::string& path) {
@@ -63,9 +65,24 @@ void LoadProgress::Run() {
   std::chrono::seconds elapsed{0};
   while (!changed_.wait_for(lock, kInterval, [this] { return done_; })) {
     elapsed += kInterval;
-    Log(LogLevel::kInfo, absl::StrFormat("still loading after %d s, %.0f MiB in memory",
-                                         elapsed.count(), ResidentMib()));
+    const auto loaded = static_cast<double>(loaded_bytes_);
+    const auto total = static_cast<double>(total_bytes_);
+    if (total == 0) {
+      Log(LogLevel::kInfo, absl::StrFormat("still loading after %d s, %.0f MiB in memory",
+                                           elapsed.count(), ResidentMib()));
+      continue;
+    }
+    const int filled = static_cast<int>(loaded / total * kBarWidth);
+    Log(LogLevel::kInfo,
+        absl::StrFormat("loading [%s%s] %.1f of %.1f GiB, %.2f GiB/s", std::string(filled, '#'),
+                        std::string(kBarWidth - filled, '.'), loaded / kGib, total / kGib,
+                        loaded / kGib / static_cast<double>(elapsed.count())));
   }
+}
+
+void LoadProgress::Report(int64_t done_bytes, int64_t total_bytes) {
+  loaded_bytes_ = done_bytes;
+  total_bytes_ = total_bytes;
 }
 
 }  // namespace espalier

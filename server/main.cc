@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -38,6 +40,12 @@ class StopSignal {
     sigaction(SIGINT, &action, nullptr);
   }
 
+  // As a signal would, from any thread.
+  static void Raise() {
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = write(event_fd_, &one, sizeof(one));
+  }
+
   void Wait() {
     uint64_t count;
     while (read(event_fd_, &count, sizeof(count)) < 0 && errno == EINTR) {
@@ -47,9 +55,7 @@ class StopSignal {
  private:
   static void OnSignal(int signal) {
     if (seen_.exchange(true)) _exit(128 + signal);
-    const uint64_t one = 1;
-    // The counter cannot overflow, so the write cannot fail.
-    [[maybe_unused]] const ssize_t written = write(event_fd_, &one, sizeof(one));
+    Raise();  // the counter cannot overflow, so the write cannot fail
   }
 
   static inline int event_fd_ = -1;
@@ -57,8 +63,36 @@ class StopSignal {
   static_assert(std::atomic<bool>::is_always_lock_free);  // or a handler could not use it
 };
 
-absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineConfig& config) {
-  const LoadProgress progress(config.model_path);
+// Hands the device's failure from the engine thread to the one that waits for signals.
+class DeviceFailure {
+ public:
+  void Set(const absl::Status& status) {
+    const std::lock_guard lock(mutex_);
+    status_ = status;
+    if (signalling_) StopSignal::Raise();
+  }
+  // A failure before this call is signalled now.
+  void StartSignalling() {
+    const std::lock_guard lock(mutex_);
+    signalling_ = true;
+    if (!status_.ok()) StopSignal::Raise();
+  }
+  absl::Status Get() const {
+    const std::lock_guard lock(mutex_);
+    return status_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  absl::Status status_;
+  bool signalling_ = false;
+};
+
+absl::StatusOr<std::unique_ptr<Engine>> Load(EngineConfig config) {
+  LoadProgress progress(config.model_path);
+  config.on_load_progress = [&progress](int64_t done, int64_t total) {
+    progress.Report(done, total);
+  };
   return Engine::Create(config);
 }
 
@@ -70,6 +104,20 @@ void LogModel(const Engine& engine, absl::Duration load_time) {
                       info.name, static_cast<double>(info.parameters) * 1e-6, info.weight_type,
                       static_cast<double>(info.weight_bytes) / (1 << 20), info.max_context,
                       absl::ToDoubleSeconds(load_time)));
+  const MemorySummary& memory = info.memory;
+  const auto gib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+  if (info.device == Device::kCuda) {
+    Log(LogLevel::kInfo,
+        absl::StrFormat(
+            "device %s: %.2f GiB = weights %.2f + activations %.2f + KV %.2f + other "
+            "%.2f + free %.2f",
+            info.device_name, gib(memory.total), gib(memory.weights), gib(memory.activations),
+            gib(memory.kv),
+            gib(memory.total - memory.weights - memory.activations - memory.kv - memory.free),
+            gib(memory.free)));
+  } else {
+    Log(LogLevel::kInfo, absl::StrCat("device ", info.device_name));
+  }
   Log(LogLevel::kInfo, absl::StrFormat("KV cache: %.0f MiB, %d tokens in pages of %d",
                                        static_cast<double>(stats.kv_bytes) / (1 << 20),
                                        stats.pages_total * stats.page_size, stats.page_size));
@@ -80,7 +128,10 @@ absl::Status Serve(const ServerOptions& options) {
   if (!address.ok()) return address;
 
   const absl::Time start = absl::Now();
-  absl::StatusOr<std::unique_ptr<Engine>> engine = Load(options.engine);
+  DeviceFailure failure;
+  EngineConfig config = options.engine;
+  config.on_failure = [&failure](const absl::Status& status) { failure.Set(status); };
+  absl::StatusOr<std::unique_ptr<Engine>> engine = Load(std::move(config));
   if (!engine.ok()) return engine.status();
   LogModel(**engine, absl::Now() - start);
 
@@ -92,7 +143,13 @@ absl::Status Serve(const ServerOptions& options) {
   std::printf("listening on %s\n", (*server)->address().c_str());
   std::fflush(stdout);
 
+  failure.StartSignalling();
   stop.Wait();
+  if (absl::Status status = failure.Get(); !status.ok()) {
+    Log(LogLevel::kError, absl::StrCat(std::string(status.message()), "; the server ends"));
+    (*server)->Drain(absl::ZeroDuration());
+    return status;
+  }
   Log(LogLevel::kInfo,
       absl::StrCat("draining for at most ", absl::FormatDuration(options.drain_timeout),
                    "; a second signal ends at once"));

@@ -20,6 +20,22 @@ struct NamesOf<Device> {
 };
 
 template <>
+struct NamesOf<DeviceDType> {
+  static constexpr std::array<std::pair<std::string_view, DeviceDType>, 3> kAll = {
+      {{"auto", DeviceDType::kAuto}, {"bf16", DeviceDType::kBF16}, {"f16", DeviceDType::kF16}}};
+};
+
+template <>
+struct NamesOf<AttentionVariant> {
+  static constexpr std::array<std::pair<std::string_view, AttentionVariant>, 5> kAll = {
+      {{"default", AttentionVariant::kDefault},
+       {"sequence", AttentionVariant::kSequence},
+       {"node", AttentionVariant::kNode},
+       {"node-chunk", AttentionVariant::kNodeChunk},
+       {"flatten", AttentionVariant::kFlatten}}};
+};
+
+template <>
 struct NamesOf<CpuPrecision> {
   static constexpr std::array<std::pair<std::string_view, CpuPrecision>, 2> kAll = {
       {{"auto", CpuPrecision::kAuto}, {"f32", CpuPrecision::kF32}}};

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "server/parse_value.h"
 #include "server/wire_guard.h"
@@ -91,15 +93,28 @@ Setting Name(std::string name, std::string help, Field field) {
               [](Enum value) { return std::string(NameOf(value)); });
 }
 
-// "auto" is a wish, not a device: what this build can run best, which so far is the CPU.
-absl::StatusOr<Device> ParseDevice(std::string_view text) {
-  if (text == "auto") return Device::kCpu;
+constexpr std::string_view kAutoDevice = "auto";
+
+absl::StatusOr<std::optional<Device>> ParseDevice(std::string_view text) {
+  if (text == kAutoDevice) return std::optional<Device>();
   absl::StatusOr<Device> device = ParseName<Device>(text);
   if (!device.ok()) return UnknownName(text, "auto, cpu, cuda");
-  if (*device == Device::kCuda) {
-    return absl::InvalidArgumentError("this build has no CUDA backend; use cpu or auto");
+  return std::optional<Device>(*device);
+}
+
+absl::StatusOr<double> ParseFraction(std::string_view text) {
+  double value = 0;
+  if (!absl::SimpleAtod({text.data(), text.size()}, &value) || !(value > 0 && value <= 1)) {
+    return absl::InvalidArgumentError(absl::StrCat("\"",
+                                                   absl::string_view(text.data(), text.size()),
+                                                   "\" is not a number above 0 and at most 1"));
   }
-  return device;
+  return value;
+}
+
+absl::StatusOr<bool> ParseSwitch(std::string_view text) {
+  if (text != "on" && text != "off") return UnknownName(text, "on, off");
+  return text == "on";
 }
 
 absl::StatusOr<int64_t> ParsePageSize(std::string_view text) {
@@ -122,7 +137,29 @@ std::vector<Setting> MakeSettings() {
       Integer("port", "TCP port; 0 takes a free one, which the listening line names", 0, 65535,
               FIELD(rpc.port)),
       Make("device", "auto|cpu|cuda", "Where the model runs", FIELD(engine.device), ParseDevice,
-           [](Device device) { return std::string(NameOf(device)); }),
+           [](std::optional<Device> device) {
+             return std::string(device ? NameOf(*device) : kAutoDevice);
+           }),
+      Integer("gpu", "Index of the CUDA device", 0, 1023, FIELD(engine.gpu)),
+      Make("gpu-memory-fraction", "0..1",
+           "Part of the CUDA device's memory that weights, work and KV cache may take",
+           FIELD(engine.gpu_memory_fraction), ParseFraction,
+           [](double fraction) { return absl::StrCat(fraction); }),
+      Name<DeviceDType>("dtype",
+                        "Weights, activations and KV on CUDA; auto: f16 where the model is stored "
+                        "so, else bf16",
+                        FIELD(engine.dtype)),
+      Make("cuda-graphs", "on|off", "Replay decode steps as captured CUDA graphs",
+           FIELD(engine.cuda_graphs), ParseSwitch,
+           [](bool on) { return std::string(on ? "on" : "off"); }),
+      Name<AttentionVariant>("attention",
+                             "How attention groups KV with branches; the others are DeFT's, for "
+                             "comparison",
+                             FIELD(engine.attention)),
+      Integer("random-weights",
+              "Not 0: make weights up from this seed; --model is then a config.json, or a folder "
+              "with one",
+              0, std::numeric_limits<int64_t>::max(), FIELD(engine.random_weights)),
       Name<CpuPrecision>("cpu-precision",
                          "auto: int8 activations for quantised weights and fp16 KV; f32: all fp32",
                          FIELD(engine.cpu_precision)),
@@ -132,12 +169,15 @@ std::vector<Setting> MakeSettings() {
                     "Who shares computed KV. none: nobody; tree: the branches of one request; "
                     "cache: requests too",
                     FIELD(engine.sharing)),
-      Size("kv-memory", "Memory of the KV cache; 0: a quarter of the free memory, at most 4GiB", 0,
-           size_t{1} << 46, FIELD(engine.kv_memory_bytes)),
+      Size("kv-memory",
+           "Memory of the KV cache; 0: on the CPU a quarter of the free memory, at most 4GiB; on "
+           "CUDA what --gpu-memory-fraction leaves",
+           0, size_t{1} << 46, FIELD(engine.kv_memory_bytes)),
       Make("page-size", "16|32|64", "Tokens a KV page", FIELD(engine.page_size), ParsePageSize,
            format_int),
-      Integer("max-batch-tokens", "Tokens a step: decoding branches and prefill chunks together", 1,
-              1 << 20, FIELD(engine.max_batch_tokens)),
+      Integer("max-batch-tokens",
+              "Tokens a step: decoding branches and prefill chunks together; 0: 512, on CUDA 2048",
+              0, 1 << 20, FIELD(engine.max_batch_tokens)),
       Integer("max-live-branches", "Branches that decode at once, over all trees", 1, 1 << 20,
               FIELD(engine.max_live_branches)),
       Integer("max-context", "Tokens a path may hold; 0: as many as the model was trained for", 0,

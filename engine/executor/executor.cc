@@ -1,6 +1,7 @@
 #include "engine/executor/executor.h"
 
 #include <chrono>
+#include <utility>
 
 namespace espalier {
 namespace {
@@ -21,21 +22,46 @@ class Timer {
 
 }  // namespace
 
-Executor::Executor(Context* ctx, Llama* model, KvCache* kv) : ctx_(ctx), model_(model) {
+Executor::Executor(Context* ctx, Llama* model, KvCache* kv, const ExecutorOptions& options)
+    : ctx_(ctx), model_(model) {
   const ModelConfig& config = model->config();
   for (int layer = 0; layer < config.num_layers; ++layer) layers_.push_back(kv->layer(layer));
+  if (ctx->device() == Device::kCuda) {
+    plan_options_ = CudaPlanOptions(*ctx, options.attention, config.num_heads, config.num_kv_heads);
+    return;
+  }
+  plan_options_.variant = options.attention;
   plan_options_.group_size = config.num_heads / config.num_kv_heads;
   plan_options_.num_kv_heads = config.num_kv_heads;
   plan_options_.num_workers = ctx->pool().num_threads();
   samplers_.resize(ctx->pool().num_threads());
 }
 
-Executor::Result Executor::Run(const StepBatch& batch) {
+absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(Context* ctx, Llama* model, KvCache* kv,
+                                                           const ExecutorOptions& options) {
+  std::unique_ptr<Executor> executor(new Executor(ctx, model, kv, options));
+  if (ctx->device() == Device::kCuda) {
+    absl::StatusOr<std::unique_ptr<DeviceStep>> step =
+        DeviceStep::Create(*ctx, model, executor->layers_,
+                           {.graphs = options.cuda_graphs,
+                            .max_rows = options.max_rows,
+                            .max_logits_rows = options.max_logits_rows});
+    if (!step.ok()) return step.status();
+    executor->device_step_ = *std::move(step);
+  }
+  return executor;
+}
+
+absl::StatusOr<Executor::Result> Executor::Run(const StepBatch& batch) {
   const TreePlan* plan;
   {
     const Timer timer(&times_.plan_ms);
     plan = &planner_.Plan(batch.shape, plan_options_);
   }
+  return device_step_ == nullptr ? RunOnCpu(batch, *plan) : RunOnDevice(batch, *plan);
+}
+
+absl::StatusOr<Executor::Result> Executor::RunOnCpu(const StepBatch& batch, const TreePlan& plan) {
   Llama::Output output;
   {
     const Timer timer(&times_.forward_ms);
@@ -44,14 +70,20 @@ Executor::Result Executor::Run(const StepBatch& batch) {
                               .positions = batch.positions,
                               .kv_slots = batch.kv_slots,
                               .logits_rows = batch.logits_rows,
-                              .plan = plan},
+                              .plan = &plan},
                              layers_);
   }
-  {
-    const Timer timer(&times_.sample_ms);
-    DrawSamples(batch, output.logits);
-  }
-  return {.samples = samples_, .row_bad = output.row_bad};
+  const Timer timer(&times_.sample_ms);
+  DrawSamples(batch, output.logits);
+  return Result{.samples = samples_, .row_bad = output.row_bad};
+}
+
+absl::StatusOr<Executor::Result> Executor::RunOnDevice(const StepBatch& batch,
+                                                       const TreePlan& plan) {
+  const Timer timer(&times_.forward_ms);
+  if (absl::Status status = device_step_->Launch(batch, plan); !status.ok()) return status;
+  if (absl::Status status = device_step_->Wait(batch, &samples_); !status.ok()) return status;
+  return Result{.samples = samples_, .row_bad = device_step_->row_bad()};
 }
 
 void Executor::DrawSamples(const StepBatch& batch, std::span<const float> logits) {

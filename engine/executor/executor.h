@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "engine/executor/device_step.h"
 #include "engine/kvcache/kv_cache.h"
 #include "engine/sampler/sampler.h"
 #include "engine/scheduler/step_batch.h"
@@ -14,28 +17,40 @@
 
 namespace espalier {
 
+struct ExecutorOptions {
+  AttentionVariant attention = AttentionVariant::kDefault;
+  bool cuda_graphs = true;
+  int max_rows = 0;
+  int max_logits_rows = 0;
+};
+
 // Sums of wall time, in ms.
 struct ExecutorTimes {
   double plan_ms = 0;
-  double forward_ms = 0;
+  double forward_ms = 0;  // on CUDA with the sampling
   double sample_ms = 0;
 };
 
 class Executor {
  public:
-  // Borrows all three.
-  Executor(Context* ctx, Llama* model, KvCache* kv);
+  // Borrows all three. RESOURCE_EXHAUSTED when the device lacks memory.
+  static absl::StatusOr<std::unique_ptr<Executor>> Create(Context* ctx, Llama* model, KvCache* kv,
+                                                          const ExecutorOptions& options);
 
   struct Result {
     std::span<const Sample> samples;   // one a task of the batch
     std::span<const uint8_t> row_bad;  // one a row
   };
-  // Valid until the next call.
-  Result Run(const StepBatch& batch);
+  // Valid until the next call. An error is the device's: no step can follow it.
+  absl::StatusOr<Result> Run(const StepBatch& batch);
 
   const ExecutorTimes& times() const { return times_; }
 
  private:
+  Executor(Context* ctx, Llama* model, KvCache* kv, const ExecutorOptions& options);
+
+  absl::StatusOr<Result> RunOnCpu(const StepBatch& batch, const TreePlan& plan);
+  absl::StatusOr<Result> RunOnDevice(const StepBatch& batch, const TreePlan& plan);
   void DrawSamples(const StepBatch& batch, std::span<const float> logits);
 
   Context* const ctx_;
@@ -43,8 +58,9 @@ class Executor {
   std::vector<KvLayerView> layers_;
   TreePlanner planner_;
   PlanOptions plan_options_;
-  std::vector<Sampler> samplers_;  // one a pool worker
+  std::vector<Sampler> samplers_;  // CPU: one a pool worker
   std::vector<Sample> samples_;
+  std::unique_ptr<DeviceStep> device_step_;  // CUDA
   ExecutorTimes times_;
 };
 

@@ -48,31 +48,53 @@ size_t TotalBytes(const KvLayout& layout, int num_pages) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const KvLayout& layout, int num_pages) {
+absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Context& ctx, const KvLayout& layout,
+                                                         int num_pages) {
   if (absl::Status status = CheckLayout(layout, num_pages); !status.ok()) return status;
   const size_t bytes = TotalBytes(layout, num_pages);
-  const int64_t available = AvailableMemoryBytes();
-  if (bytes == 0 || bytes > static_cast<size_t>(available)) {
+  const bool on_device = ctx.device() == Device::kCuda;
+  const size_t available =
+      on_device ? QueryDeviceMemory(ctx).free_bytes : static_cast<size_t>(AvailableMemoryBytes());
+  if (bytes == 0 || bytes > available) {
     return absl::ResourceExhaustedError(
         absl::StrCat("KV cache: ", num_pages, " pages need ",
                      bytes == 0 ? "more than 2^64" : absl::StrCat(bytes), " bytes of memory, ",
                      available, " are available"));
   }
+  std::unique_ptr<KvCache> cache(new KvCache(layout, num_pages));
+  absl::Status status = on_device ? cache->AllocateOnDevice(ctx, bytes) : cache->Map(bytes);
+  if (!status.ok()) return status;
+  return cache;
+}
+
+absl::Status KvCache::Map(size_t bytes) {
   // Anonymous memory is zero.
   void* memory =
       mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, /*fd=*/-1, 0);
   if (memory == MAP_FAILED) {
     return absl::ResourceExhaustedError(absl::StrCat("KV cache: cannot map ", bytes, " bytes for ",
-                                                     num_pages, " pages: ", std::strerror(errno)));
+                                                     num_pages_, " pages: ", std::strerror(errno)));
   }
-  return std::unique_ptr<KvCache>(
-      new KvCache(layout, num_pages, static_cast<std::byte*>(memory), bytes));
+  memory_ = static_cast<std::byte*>(memory);
+  memory_bytes_ = mapped_bytes_ = bytes;
+  return absl::OkStatus();
 }
 
-KvCache::KvCache(const KvLayout& layout, int num_pages, std::byte* memory, size_t memory_bytes)
-    : layout_(layout), num_pages_(num_pages), memory_(memory), memory_bytes_(memory_bytes) {}
+absl::Status KvCache::AllocateOnDevice(const Context& ctx, size_t bytes) {
+  device_memory_ = DeviceBuffer(ctx, bytes);
+  if (device_memory_.empty()) {
+    return absl::ResourceExhaustedError(absl::StrCat("KV cache: the device does not give ", bytes,
+                                                     " bytes for ", num_pages_, " pages"));
+  }
+  FillDevice(ctx, device_memory_.As<void>(), 0, bytes);
+  memory_ = device_memory_.As<std::byte>();
+  memory_bytes_ = bytes;
+  return absl::OkStatus();
+}
 
-KvCache::~KvCache() { munmap(memory_, memory_bytes_); }
+KvCache::~KvCache() {
+  if (mapped_bytes_ > 0) munmap(memory_, mapped_bytes_);
+}
 
 size_t KvCache::buffer_bytes() const { return memory_bytes_ / (2 * layout_.num_layers); }
 

@@ -1,8 +1,8 @@
 // Owns the memory of the KV pages, one K and one V buffer a layer, zeroed once.
 //
-// The kernel gives the memory at its first use, so a server that uses few pages stays small and
-// starts at once. Create asks beforehand whether the machine could give all of it: a pool that
-// cannot fit is refused at start-up instead of being killed for it under load.
+// On the CPU the kernel gives the memory at its first use, so a server that uses few pages stays
+// small and starts at once. Create asks beforehand whether the machine could give all of it: a pool
+// that cannot fit is refused at start-up instead of being killed for it under load.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/attention/kv_view.h"
+#include "kernels/runtime/device_memory.h"
 
 namespace espalier {
 
@@ -17,7 +18,8 @@ class KvCache {
  public:
   // RESOURCE_EXHAUSTED names the bytes wanted when memory cannot be had; INVALID_ARGUMENT the
   // field of a layout that describes no cache.
-  static absl::StatusOr<std::unique_ptr<KvCache>> Create(const KvLayout& layout, int num_pages);
+  static absl::StatusOr<std::unique_ptr<KvCache>> Create(const Context& ctx, const KvLayout& layout,
+                                                         int num_pages);
   ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
@@ -27,14 +29,18 @@ class KvCache {
   KvLayerView layer(int index) const;
 
  private:
-  KvCache(const KvLayout& layout, int num_pages, std::byte* memory, size_t memory_bytes);
+  KvCache(const KvLayout& layout, int num_pages) : layout_(layout), num_pages_(num_pages) {}
+  absl::Status Map(size_t bytes);
+  absl::Status AllocateOnDevice(const Context& ctx, size_t bytes);
 
   size_t buffer_bytes() const;
 
-  KvLayout layout_;
-  int num_pages_;
-  std::byte* memory_;  // one mapping: K of layer 0, V of layer 0, K of layer 1, ...
-  size_t memory_bytes_;
+  const KvLayout layout_;
+  const int num_pages_;
+  std::byte* memory_ = nullptr;  // K of layer 0, V of layer 0, K of layer 1, ...
+  size_t memory_bytes_ = 0;
+  size_t mapped_bytes_ = 0;     // CPU
+  DeviceBuffer device_memory_;  // CUDA
 };
 
 }  // namespace espalier

@@ -8,14 +8,13 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cuda/device_sampler.h"
+
 namespace espalier {
 
 class TokenHistory {
  public:
-  struct Count {
-    int32_t token;
-    int32_t times;
-  };
+  using Count = DeviceSampleRequest::TokenCount;
 
   // May be called for each prompt node on the path, before, between and after generated tokens.
   void AddPrompt(std::span<const int32_t> tokens);

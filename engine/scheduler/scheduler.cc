@@ -160,6 +160,13 @@ SchedulerStats Scheduler::Stats() const {
   return stats;
 }
 
+void Scheduler::Abandon(const absl::Status& status, absl::Time now) {
+  ESPALIER_CHECK(step_open_);
+  step_open_ = false;
+  pool_->StepDone(step_);
+  CancelAll(status, now);
+}
+
 void Scheduler::EndOverdue(absl::Time now) {
   for (auto& live : trees_) {
     const DecodeTree& tree = *live->tree;

@@ -71,6 +71,9 @@ class Scheduler {
   // samples: one a task. row_bad: one a row, non-zero where a value was not finite.
   void Commit(std::span<const Sample> samples, std::span<const uint8_t> row_bad, absl::Time now);
 
+  // Instead of Commit, when the step failed: ends every tree with `status`.
+  void Abandon(const absl::Status& status, absl::Time now);
+
   bool empty() const { return trees_.empty(); }
   // When Schedule returned null though trees live: they wait for their clients until then.
   std::optional<absl::Time> NextDeadline() const;

@@ -7,8 +7,6 @@
 namespace espalier {
 namespace {
 
-// A first run outside of a capture: libraries load modules and choose algorithms then, which a
-// capture forbids.
 struct Entry {
   GraphKey key;
   int64_t generation = 0;

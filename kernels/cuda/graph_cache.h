@@ -12,6 +12,7 @@ namespace espalier {
 struct GraphKey {
   int rows = 0;
   int logits_rows = 0;
+  int requests = 0;  // sampling requests
   bool has_partials = false;
   bool operator==(const GraphKey&) const = default;
 };
@@ -24,8 +25,8 @@ class GraphCache {
 
   // Enqueues what `enqueue` enqueues: by replaying the graph of that key, captured now if it is new
   // or if `generation` (of the memory that its kernels name) has changed. What `enqueue` enqueues
-  // must be the same for the same key and generation. Without a graph, when the driver refuses one,
-  // it is enqueued as it is.
+  // must be the same for the same key and generation. The first time a key is met it is enqueued as
+  // it is: libraries load modules and choose algorithms then, which a capture forbids.
   void Run(const GraphKey& key, int64_t generation, const std::function<void()>& enqueue);
 
   int num_graphs() const;

@@ -124,7 +124,7 @@ TEST_F(BinaryTest, SettingsComeFromTheFileAndTheFlags) {
 TEST_F(BinaryTest, WrongUsageIsExplained) {
   EXPECT_THAT(FailureOf(Command({"--port", "70000"}), 2), HasSubstr("--port: 70000"));
   EXPECT_THAT(FailureOf(Command({"--no-such-flag"}), 2), HasSubstr("--no-such-flag"));
-  EXPECT_THAT(FailureOf(Command({"--device", "cuda"}), 2), HasSubstr("no CUDA backend"));
+  EXPECT_THAT(FailureOf(Command({"--device", "gpu"}), 2), HasSubstr("auto, cpu, cuda"));
   const std::string config = model_.path() + "/bad.json";
   std::ofstream(config) << R"({"kv_memroy": "1GiB"})";
   EXPECT_THAT(FailureOf(Command({"--config", config}), 2),

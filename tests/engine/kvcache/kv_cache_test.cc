@@ -21,6 +21,11 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
+const Context& Ctx() {
+  static const Context ctx = Context::Cpu(1, CpuPrecision::kF32);
+  return ctx;
+}
+
 constexpr KvLayout kLayout = {
     .num_layers = 3, .num_kv_heads = 2, .head_dim = 8, .page_size = 4, .dtype = DType::kBF16};
 
@@ -28,7 +33,7 @@ std::string Message(const absl::Status& status) { return std::string(status.mess
 
 TEST(KvCacheTest, LayersAreDisjointZeroedAndLargeEnough) {
   constexpr int kPages = 5;
-  const auto cache = KvCache::Create(kLayout, kPages);
+  const auto cache = KvCache::Create(Ctx(), kLayout, kPages);
   ASSERT_TRUE(cache.ok()) << cache.status();
   const size_t buffer_bytes = kLayout.page_bytes() / (2 * kLayout.num_layers) * kPages;
   // Marking every byte of each buffer in turn: each must still be zero when its turn comes.
@@ -49,7 +54,7 @@ TEST(KvCacheTest, LayersAreDisjointZeroedAndLargeEnough) {
 }
 
 TEST(KvCacheTest, NamesTheBytesThatCannotBeHad) {
-  const auto cache = KvCache::Create(kLayout, std::numeric_limits<int>::max());
+  const auto cache = KvCache::Create(Ctx(), kLayout, std::numeric_limits<int>::max());
   ASSERT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted);
   const int64_t bytes = int64_t{2} * 3 * 2 * 8 * 4 * 2 * std::numeric_limits<int>::max();
   EXPECT_THAT(Message(cache.status()),
@@ -59,13 +64,13 @@ TEST(KvCacheTest, NamesTheBytesThatCannotBeHad) {
 TEST(KvCacheTest, RefusesMoreBytesThanANumberHolds) {
   KvLayout layout = kLayout;
   layout.num_layers = layout.num_kv_heads = layout.head_dim = std::numeric_limits<int>::max();
-  const auto cache = KvCache::Create(layout, std::numeric_limits<int>::max());
+  const auto cache = KvCache::Create(Ctx(), layout, std::numeric_limits<int>::max());
   EXPECT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted);
 }
 
 TEST(KvCacheTest, RefusesALayoutThatDescribesNoCache) {
   const auto refused = [](KvLayout layout, int num_pages, const std::string& field) {
-    const absl::Status status = KvCache::Create(layout, num_pages).status();
+    const absl::Status status = KvCache::Create(Ctx(), layout, num_pages).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << field;
     EXPECT_THAT(Message(status), HasSubstr(field));
   };

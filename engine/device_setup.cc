@@ -1,0 +1,79 @@
+#include "engine/device_setup.h"
+
+#include <algorithm>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "engine/kvcache/available_memory.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/runtime/device_memory.h"
+
+namespace espalier {
+namespace {
+
+constexpr size_t kMaxDefaultKvBytes = size_t{4} << 30;
+// Beside pages: plans, sampling, captured graphs and the libraries' own.
+constexpr size_t kCudaReserveBytes = size_t{1} << 30;
+
+int NumThreads(const EngineConfig& config) {
+  if (config.num_threads > 0) return config.num_threads;
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+// Of a CUDA device: what the process may take, less what it has taken and the reserve.
+size_t DefaultCudaKvBytes(const EngineConfig& config, const Context& ctx) {
+  const DeviceMemory memory = QueryDeviceMemory(ctx);
+  const auto allowed =
+      static_cast<size_t>(static_cast<double>(memory.total_bytes) * config.gpu_memory_fraction);
+  const size_t taken = memory.total_bytes - memory.free_bytes + kCudaReserveBytes;
+  return allowed > taken ? allowed - taken : 0;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Context>> OpenContext(const EngineConfig& config, DType stored) {
+  const bool cuda = config.device ? *config.device == Device::kCuda : cuda::NumDevices() > 0;
+  if (!cuda) {
+    return std::make_unique<Context>(Context::Cpu(NumThreads(config), config.cpu_precision));
+  }
+  DType dtype = DType::kBF16;
+  if (config.dtype == DeviceDType::kF16 ||
+      (config.dtype == DeviceDType::kAuto && stored == DType::kF16)) {
+    dtype = DType::kF16;
+  }
+  std::string error;
+  std::unique_ptr<Context> ctx = Context::Cuda(config.gpu, dtype, NumThreads(config), &error);
+  if (ctx == nullptr) return absl::UnavailableError(absl::StrCat("device is cuda: ", error));
+  return ctx;
+}
+
+DType KvDType(const Context& ctx, CpuPrecision precision) {
+  if (ctx.device() == Device::kCuda) return ctx.activation_dtype();
+  return precision == CpuPrecision::kF32 ? DType::kF32 : DType::kF16;
+}
+
+absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx,
+                             const KvLayout& layout) {
+  size_t bytes = config.kv_memory_bytes;
+  if (bytes == 0) {
+    bytes = ctx.device() == Device::kCuda
+                ? DefaultCudaKvBytes(config, ctx)
+                : std::min<size_t>(AvailableMemoryBytes() / 4, kMaxDefaultKvBytes);
+  }
+  const size_t pages = bytes / layout.page_bytes();
+  if (pages < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("kv_memory is ", bytes, " bytes; must be at least ", 2 * layout.page_bytes(),
+                     ", two pages of ", layout.page_size, " tokens of this model"));
+  }
+  return static_cast<int>(std::min<size_t>(pages, (size_t{1} << 31) / layout.page_size - 1));
+}
+
+std::string DescribeDevice(const Context& ctx) {
+  if (ctx.device() == Device::kCuda) return cuda::DeviceName(ctx);
+  return absl::StrCat("cpu ", CpuIsaName(ctx.cpu_isa()), ", ", ctx.pool().num_threads(),
+                      " threads");
+}
+
+}  // namespace espalier

@@ -1,0 +1,25 @@
+// Which device an engine runs on, and how many KV pages fit there.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "engine/engine.h"
+#include "kernels/attention/kv_view.h"
+
+namespace espalier {
+
+// UNAVAILABLE says why the device that was asked for cannot be had. `stored` is the type of the
+// checkpoint's matrices.
+absl::StatusOr<std::unique_ptr<Context>> OpenContext(const EngineConfig& config, DType stored);
+
+DType KvDType(const Context& ctx, CpuPrecision precision);
+
+// Pages for the bytes asked for, or for a share of the memory that is free now. INVALID_ARGUMENT
+// when it does not hold two pages.
+absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx,
+                             const KvLayout& layout);
+
+std::string DescribeDevice(const Context& ctx);
+
+}  // namespace espalier

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/core/check.h"
+
 namespace espalier::testing {
 
 ChainDecoder::ChainDecoder(const Context& ctx, Llama& model, int max_tokens, DType kv_dtype,
@@ -17,16 +19,20 @@ ChainDecoder::ChainDecoder(const Context& ctx, Llama& model, int max_tokens, DTy
 
   const int64_t elements = int64_t{num_pages} * kPageSize * config.num_kv_heads * config.head_dim;
   for (int i = 0; i < 2 * config.num_layers; ++i) {
-    memory_.emplace_back(BytesOf(kv_dtype, elements), std::byte{0xff});
+    memory_.emplace_back(ctx, BytesOf(kv_dtype, elements));
+    FillDevice(ctx, memory_.back().As<void>(), 0xff, memory_.back().bytes());
   }
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    kv_.push_back({.k = memory_[2 * layer].data(),
-                   .v = memory_[2 * layer + 1].data(),
+    kv_.push_back({.k = memory_[2 * layer].As<void>(),
+                   .v = memory_[2 * layer + 1].As<void>(),
                    .num_pages = num_pages,
                    .num_kv_heads = config.num_kv_heads,
                    .head_dim = config.head_dim,
                    .page_size = kPageSize,
                    .dtype = kv_dtype});
+  }
+  if (ctx.device() == Device::kCuda) {
+    plan_buffers_ = std::make_unique<PlanBuffers>(ctx, config.num_heads, config.head_dim);
   }
 }
 
@@ -56,20 +62,30 @@ std::span<const float> ChainDecoder::Forward(std::span<const int32_t> tokens,
     if (r >= first_logits_row) logits_rows.push_back(r);
   }
   const ModelConfig& config = model_.config();
-  const TreePlan& plan =
-      planner_.Plan(shape_, {.group_size = config.num_heads / config.num_kv_heads,
-                             .num_kv_heads = config.num_kv_heads,
-                             .num_workers = ctx_.pool().num_threads()});
+  PlanOptions options{.group_size = config.num_heads / config.num_kv_heads,
+                      .num_kv_heads = config.num_kv_heads,
+                      .num_workers = ctx_.pool().num_threads()};
+  if (plan_buffers_ != nullptr) {
+    options =
+        CudaPlanOptions(ctx_, AttentionVariant::kDefault, config.num_heads, config.num_kv_heads);
+  }
+  const TreePlan& plan = planner_.Plan(shape_, options);
+  if (plan_buffers_ != nullptr) ESPALIER_CHECK(plan_buffers_->Upload(plan));
   num_tokens_ += rows;
-  const Llama::Output output = model_.Forward(ctx_,
-                                              {.token_ids = tokens,
-                                               .positions = positions,
-                                               .kv_slots = slots,
-                                               .logits_rows = logits_rows,
-                                               .plan = &plan},
-                                              kv_);
-  row_bad_ = output.row_bad;
-  return output.logits;
+  const ForwardInput input{
+      .token_ids = tokens,
+      .positions = positions,
+      .kv_slots = slots,
+      .logits_rows = logits_rows,
+      .plan = &plan,
+      .device_plan = plan_buffers_ == nullptr ? nullptr : &plan_buffers_->device_plan()};
+  const Llama::Output output = model_.Forward(ctx_, input, kv_);
+  logits_.resize(output.logits.size());
+  row_bad_.resize(output.row_bad.size());
+  CopyToHost(ctx_, logits_.data(), output.logits.data(), logits_.size() * sizeof(float));
+  CopyToHost(ctx_, row_bad_.data(), output.row_bad.data(), row_bad_.size());
+  Synchronize(ctx_);
+  return logits_;
 }
 
 }  // namespace espalier::testing

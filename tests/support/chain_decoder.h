@@ -2,13 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <random>
 #include <span>
 #include <vector>
 
 #include "kernels/attention/kv_view.h"
 #include "kernels/attention/tree_plan.h"
+#include "kernels/cuda/plan_buffers.h"
 #include "kernels/runtime/context.h"
+#include "kernels/runtime/device_memory.h"
 #include "model/llama.h"
 
 namespace espalier::testing {
@@ -36,11 +39,13 @@ class ChainDecoder {
   const Context& ctx_;
   Llama& model_;
   std::vector<int32_t> pages_;
-  std::vector<std::vector<std::byte>> memory_;  // K and V of each layer
+  std::vector<DeviceBuffer> memory_;  // K and V of each layer
   std::vector<KvLayerView> kv_;
   TreeShape shape_;
   TreePlanner planner_;
-  std::span<const uint8_t> row_bad_;
+  std::unique_ptr<PlanBuffers> plan_buffers_;  // CUDA
+  std::vector<float> logits_;
+  std::vector<uint8_t> row_bad_;
   int num_tokens_ = 0;
 };
 

@@ -10,6 +10,7 @@ namespace espalier {
 
 EngineConfig ExactConfig(Sharing sharing) {
   EngineConfig config;
+  config.device = Device::kCpu;
   config.cpu_precision = CpuPrecision::kF32;
   config.num_threads = 2;
   config.sharing = sharing;

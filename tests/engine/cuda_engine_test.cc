@@ -1,0 +1,298 @@
+// The engine on a CUDA device. bf16 rounds differently with every batch, so results that come of
+// different batches are compared by their log-probabilities, and tokens as far as no two candidates
+// are closer than the tolerance; results of the same steps are compared bit for bit.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <random>
+
+#include "kernels/cuda/cuda_device.h"
+#include "tests/support/tiny_engine.h"
+#include "tests/support/tree_runner.h"
+
+namespace espalier {
+namespace {
+
+constexpr int kTop = 20;
+// Of a log-probability: twice what bf16 costs the tiny checkpoint against fp32. The logits' deviation
+// is 1 to 3.
+constexpr float kTolerance = 0.25f;
+
+// A model of 128-wide heads, wide enough for every kernel's tiles.
+class RandomModel {
+ public:
+  RandomModel() {
+    path_ = std::filesystem::temp_directory_path() / "espalier_cuda_XXXXXX";
+    EXPECT_NE(mkdtemp(path_.data()), nullptr);
+    std::ofstream(path_ + "/config.json") << R"({
+      "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 256,
+      "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4,
+      "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128,
+      "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+      "eos_token_id": 255, "tie_word_embeddings": false})";
+  }
+  ~RandomModel() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+class CudaEngineTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (cuda::NumDevices() == 0) GTEST_SKIP() << "SKIPPED: there is no CUDA device";
+  }
+
+  EngineConfig Config(Sharing sharing) const {
+    EngineConfig config = ExactConfig(sharing);
+    config.device = Device::kCuda;
+    config.kv_memory_bytes = 64 << 20;
+    config.limits.max_logprobs = kTop;
+    return config;
+  }
+  std::unique_ptr<Engine> Make(EngineConfig config) {
+    if (GetParam() != "random") return MakeEngine(config, GetParam());
+    config.random_weights = 7;
+    config.model_path = random_.path();
+    absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(config);
+    EXPECT_TRUE(engine.ok()) << engine.status();
+    return *std::move(engine);
+  }
+
+ private:
+  RandomModel random_;
+};
+
+Generation GreedyTop(int max_tokens) {
+  Generation generation = Greedy(max_tokens);
+  generation.logprobs = kTop;
+  return generation;
+}
+
+TreeRequest RandomTree(std::mt19937_64& rng, float temperature) {
+  TreeRequest request;
+  request.seed = rng();
+  request.nodes.push_back(Node(-1, RandomTokens(rng, 1 + static_cast<int>(rng() % 300))));
+  const int children = 2 + static_cast<int>(rng() % 20);
+  for (int i = 0; i < children; ++i) {
+    request.nodes.push_back(Node(0, RandomTokens(rng, 1 + static_cast<int>(rng() % 40)),
+                                 GreedyTop(1 + static_cast<int>(rng() % 40))));
+    request.nodes.back().generation->n = 1 + static_cast<int>(rng() % 3);
+    if (rng() % 2 == 0) {
+      request.nodes.push_back(Node(static_cast<int>(request.nodes.size()) - 1,
+                                   RandomTokens(rng, 1 + static_cast<int>(rng() % 9)),
+                                   GreedyTop(1 + static_cast<int>(rng() % 20))));
+    }
+  }
+  for (PromptNode& node : request.nodes) {
+    if (node.generation) node.generation->sampling.temperature = temperature;
+  }
+  return request;
+}
+
+std::vector<int32_t> PathOf(const TreeRequest& request, const TreeResult& result,
+                            const BranchResult& branch) {
+  std::vector<int32_t> path;
+  if (branch.start.parent_branch_id >= 0) {
+    const BranchResult& parent = result.branches.at(branch.start.parent_branch_id);
+    path = PathOf(request, result, parent);
+    path.insert(path.end(), parent.tokens.begin(), parent.tokens.end());
+  } else if (branch.start.node != 0) {
+    path = std::get<std::vector<int32_t>>(request.nodes[0].content);
+  }
+  const auto& own = std::get<std::vector<int32_t>>(request.nodes[branch.start.node].content);
+  path.insert(path.end(), own.begin(), own.end());
+  return path;
+}
+
+// Tokens compared before the branches parted on a close choice, if they did.
+int ExpectCloseBranch(const BranchResult& a, const BranchResult& b, float* largest) {
+  const size_t length = std::min(a.tokens.size(), b.tokens.size());
+  for (size_t i = 0; i < length; ++i) {
+    std::map<int32_t, float> row;
+    for (const auto& [token, logprob] : b.logprobs[i].top) row[token] = logprob;
+    // The last few of the list may be others.
+    for (size_t k = 0; k < kTop / 2; ++k) {
+      const auto& [token, logprob] = a.logprobs[i].top[k];
+      const auto found = row.find(token);
+      if (found == row.end()) {
+        ADD_FAILURE() << "token " << token << " of rank " << k << " is missing at " << i;
+        return static_cast<int>(i);
+      }
+      *largest = std::max(*largest, std::abs(found->second - logprob));
+      EXPECT_NEAR(found->second, logprob, kTolerance) << "token " << i << " rank " << k;
+    }
+    if (a.tokens[i] != b.tokens[i]) {
+      EXPECT_LT(a.logprobs[i].top[0].second - row[b.tokens[i]], 2 * kTolerance)
+          << "token " << i << " is no close choice";
+      return static_cast<int>(i);
+    }
+  }
+  EXPECT_EQ(a.tokens.size(), b.tokens.size());
+  return static_cast<int>(length);
+}
+
+TEST_P(CudaEngineTest, TreeEqualsItsPathsAsIndependentRequests) {
+  const std::unique_ptr<Engine> tree_engine = Make(Config(Sharing::kCache));
+  const std::unique_ptr<Engine> path_engine = Make(Config(Sharing::kNone));
+  float largest = 0;
+  int compared = 0;
+  int total = 0;
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    std::mt19937_64 rng(seed);
+    const TreeRequest request = RandomTree(rng, /*temperature=*/0);
+    const TreeResult tree = RunTree(*tree_engine, request);
+    ASSERT_TRUE(tree.status.ok()) << tree.status;
+    for (const auto& [id, branch] : tree.branches) {
+      SCOPED_TRACE(testing::Message() << "branch " << id);
+      TreeRequest alone;
+      Generation generation = *request.nodes[branch.start.node].generation;
+      generation.n = 1;
+      alone.nodes = {Node(-1, PathOf(request, tree, branch), generation)};
+      const TreeResult path = RunTree(*path_engine, alone);
+      ASSERT_TRUE(path.status.ok()) << path.status;
+      compared += ExpectCloseBranch(branch, path.branches.at(0), &largest);
+      total += static_cast<int>(branch.tokens.size());
+      if (HasFailure()) return;
+    }
+  }
+  // Close choices are rare: most of the text has to agree.
+  EXPECT_GT(compared, total * 8 / 10);
+  std::printf("%s: %d of %d tokens compared, largest difference of a log-probability %.4f\n",
+              GetParam().c_str(), compared, total, largest);
+}
+
+TEST_P(CudaEngineTest, StaysCloseToTheCpu) {
+  const std::unique_ptr<Engine> device_engine = Make(Config(Sharing::kCache));
+  EngineConfig on_cpu = Config(Sharing::kCache);
+  on_cpu.device = Device::kCpu;
+  const std::unique_ptr<Engine> cpu_engine = Make(on_cpu);
+  float largest = 0;
+  int compared = 0;
+  std::mt19937_64 rng(11);
+  for (int i = 0; i < 12; ++i) {
+    TreeRequest request;
+    request.nodes = {Node(-1, RandomTokens(rng, 1 + static_cast<int>(rng() % 100)), GreedyTop(16))};
+    const TreeResult a = RunTree(*device_engine, request);
+    const TreeResult b = RunTree(*cpu_engine, request);
+    ASSERT_TRUE(a.status.ok()) << a.status;
+    ASSERT_TRUE(b.status.ok()) << b.status;
+    compared += ExpectCloseBranch(a.branches.at(0), b.branches.at(0), &largest);
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(compared, 12 * 16 / 2);
+  std::printf("%s: %d tokens compared with fp32 on the CPU, largest difference %.4f\n",
+              GetParam().c_str(), compared, largest);
+}
+
+void ExpectSameBits(const TreeResult& a, const TreeResult& b) {
+  ASSERT_TRUE(a.status.ok()) << a.status;
+  ASSERT_TRUE(b.status.ok()) << b.status;
+  ASSERT_EQ(a.branches.size(), b.branches.size());
+  for (const auto& [id, branch] : a.branches) {
+    SCOPED_TRACE(testing::Message() << "branch " << id);
+    const BranchResult& other = b.branches.at(id);
+    ASSERT_EQ(branch.tokens, other.tokens);
+    ASSERT_EQ(branch.logprobs.size(), other.logprobs.size());
+    for (size_t i = 0; i < branch.logprobs.size(); ++i) {
+      ASSERT_EQ(std::bit_cast<uint32_t>(branch.logprobs[i].logprob),
+                std::bit_cast<uint32_t>(other.logprobs[i].logprob))
+          << "token " << i;
+    }
+  }
+}
+
+// Trees one after the other, so that steps are the same however threads run.
+TEST_P(CudaEngineTest, ColdRunsAndGraphsGiveTheSameBits) {
+  std::mt19937_64 rng(21);
+  std::vector<TreeRequest> requests;
+  for (int i = 0; i < 3; ++i) requests.push_back(RandomTree(rng, i == 0 ? 0.0f : 1.0f));
+  std::vector<TreeResult> first;
+  for (const bool graphs : {true, true, false}) {
+    SCOPED_TRACE(graphs ? "graphs" : "no graphs");
+    EngineConfig config = Config(Sharing::kCache);
+    config.cuda_graphs = graphs;
+    const std::unique_ptr<Engine> engine = Make(config);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const TreeResult result = RunTree(*engine, requests[i]);
+      if (first.size() < requests.size()) {
+        first.push_back(result);
+      } else {
+        ExpectSameBits(first[i], result);
+      }
+    }
+  }
+}
+
+TEST_P(CudaEngineTest, EveryAttentionVariantServes) {
+  std::mt19937_64 rng(31);
+  const TreeRequest request = RandomTree(rng, /*temperature=*/0);
+  const TreeResult expected = RunTree(*Make(Config(Sharing::kCache)), request);
+  ASSERT_TRUE(expected.status.ok()) << expected.status;
+  float largest = 0;
+  for (const AttentionVariant variant :
+       {AttentionVariant::kSequence, AttentionVariant::kNode, AttentionVariant::kNodeChunk,
+        AttentionVariant::kFlatten}) {
+    SCOPED_TRACE(static_cast<int>(variant));
+    EngineConfig config = Config(Sharing::kCache);
+    config.attention = variant;
+    const TreeResult result = RunTree(*Make(config), request);
+    ASSERT_TRUE(result.status.ok()) << result.status;
+    for (const auto& [id, branch] : expected.branches) {
+      const BranchResult& other = result.branches.at(id);
+      if (branch.start.parent_branch_id >= 0) continue;  // its parent may have parted
+      ExpectCloseBranch(branch, other, &largest);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_P(CudaEngineTest, PenaltiesBiasAndScoresWork) {
+  const std::unique_ptr<Engine> engine = Make(Config(Sharing::kCache));
+  std::mt19937_64 rng(41);
+  TreeRequest request;
+  Generation generation = GreedyTop(30);
+  generation.sampling.repetition_penalty = 1.3f;
+  generation.sampling.logit_bias = {{17, 100.0f}};
+  request.nodes = {Node(-1, RandomTokens(rng, 20), generation), Node(0, {5, 6, 7})};
+  request.nodes[1].score = true;
+  const TreeResult result = RunTree(*engine, request);
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  for (const int32_t token : result.branches.at(0).tokens) EXPECT_EQ(token, 17);
+  ASSERT_EQ(result.scores.size(), 1u);
+}
+
+TEST_P(CudaEngineTest, AnswersWhenPagesRunOut) {
+  EngineConfig config = Config(Sharing::kCache);
+  config.kv_memory_bytes = GetParam() == "random" ? 3 << 20 : 400 << 10;
+  const std::unique_ptr<Engine> engine = Make(config);
+  std::mt19937_64 rng(51);
+  std::vector<std::unique_ptr<TreeCall>> calls;
+  for (int i = 0; i < 6; ++i) {
+    calls.push_back(*TreeCall::Start(*engine, RandomTree(rng, 1.0f)));
+  }
+  for (auto& call : calls) {
+    const TreeResult result = call->Wait();
+    EXPECT_TRUE(result.status.ok() || absl::IsResourceExhausted(result.status)) << result.status;
+  }
+  engine->Drain(absl::Seconds(10));
+  EXPECT_EQ(engine->Stats().pages_locked, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaEngineTest,
+                         testing::Values("llama-head64-llama3", "random"), [](const auto& name) {
+                           std::string id = name.param;
+                           std::erase(id, '-');
+                           return id;
+                         });
+
+}  // namespace
+}  // namespace espalier

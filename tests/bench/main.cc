@@ -4,6 +4,7 @@
 #include "tests/bench/attention_bench.h"
 #include "tests/bench/engine_bench.h"
 #include "tests/bench/forward_bench.h"
+#include "tests/bench/sampling_bench.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Espalier benchmarks", "espalier-bench");
@@ -11,6 +12,7 @@ int main(int argc, char** argv) {
   espalier::bench::AddAttentionCommand(app);
   espalier::bench::AddEngineCommand(app);
   espalier::bench::AddForwardCommand(app);
+  espalier::bench::AddSamplingCommand(app);
   CLI11_PARSE(app, argc, argv);
   return 0;
 }

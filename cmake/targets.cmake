@@ -41,4 +41,9 @@ function(espalier_test name)
   endif()
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+  if("gpu" IN_LIST ARG_LABELS)
+    # A machine without a GPU skips all of them, and says so.
+    set_tests_properties(${name} PROPERTIES SKIP_REGULAR_EXPRESSION
+                          "there is no CUDA device;has the CPU backend only")
+  endif()
 endfunction()

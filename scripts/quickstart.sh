@@ -27,20 +27,29 @@ while (( $# > 0 )); do
 done
 [[ -z $model || -e $model ]] || die "--model: there is no $model"
 
+preset=cpu
+if has_gpu; then
+  if find_nvcc >/dev/null; then
+    preset=cuda
+  else
+    say "a GPU is here but no nvcc: the server is built for the CPU"
+  fi
+fi
+
 build_server() {
-  { [[ -e build/cpu/build.ninja ]] || cmake --preset cpu; } &&
-    cmake --build --preset cpu --target espalier-server
+  { [[ -e build/$preset/build.ninja ]] || cmake --preset "$preset"; } &&
+    cmake --build --preset "$preset" --target espalier-server
 }
 
 cd "$ROOT"
 "$ROOT/scripts/install_dependencies.sh"
-step "build the server" build.log build_server
+step "build the server (preset $preset)" build.log build_server
 python=$("$ROOT/scripts/setup_python.sh")
 [[ -n $model ]] || model=$("$ROOT/scripts/get_demo_model.sh")
 
 trap stop_server EXIT
 say "start the server on $(basename "$model")"
-start_server build/cpu/server/espalier-server --model "$model" --host 127.0.0.1 --port "$port"
+start_server "build/$preset/server/espalier-server" --model "$model" --host 127.0.0.1 --port "$port"
 
 "$python" scripts/client.py health --address "$SERVER_ADDRESS" --wait --timeout 60 >/dev/null || die "the server is not healthy; its log is $SERVER_LOG"
 

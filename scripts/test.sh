@@ -4,9 +4,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
 usage() {
   cat <<'TEXT'
-Usage: scripts/test.sh [-- CTEST_ARGUMENTS...]
-Installs packages, builds the preset `cpu`, fetches the demo model and runs the tests, for example
+Usage: scripts/test.sh [--gpu] [-- CTEST_ARGUMENTS...]
+Installs packages, builds everything (with the CUDA kernels where nvcc is found), fetches the demo
+model and runs the tests; those of the GPU are skipped where there is none. For example
   scripts/test.sh -- -R kvcache     only tests whose name has `kvcache` in it
+  scripts/test.sh --gpu             only the tests of the GPU, which must be there
 Environment:
   ESPALIER_DEMO_MODEL  the demo model's file, if it is somewhere else already
   ESPALIER_WORKLOADS   a folder of tree-workload traces; tests of the full set are skipped without
@@ -14,21 +16,30 @@ TEXT
 }
 
 ctest_arguments=()
+gpu=false
 while (( $# > 0 )); do
   case $1 in
     -h | --help) usage; exit 0 ;;
+    --gpu) gpu=true ;;
     --) shift; ctest_arguments=("$@"); break ;;
     *) usage >&2; die "unknown option $1" ;;
   esac
   shift
 done
 
-build() { cmake --preset cpu && cmake --build --preset cpu; }
+if find_nvcc >/dev/null; then preset=cuda; else preset=cpu; fi
+if $gpu; then
+  [[ $preset == cuda ]] || die "--gpu needs nvcc, which is neither on PATH nor in /usr/local/cuda/bin"
+  has_gpu || die "--gpu needs a GPU: nvidia-smi names none"
+  ctest_arguments+=(--label-regex '^gpu$')
+fi
+
+build() { cmake --preset "$preset" && cmake --build --preset "$preset"; }
 
 cd "$ROOT"
 "$ROOT/scripts/install_dependencies.sh"
 "$ROOT/scripts/setup_python.sh" >/dev/null
-step "build the server and the tests" build.log build
+step "build the server and the tests (preset $preset)" build.log build
 
 if [[ -z ${ESPALIER_DEMO_MODEL:-} ]]; then
   if model=$("$ROOT/scripts/get_demo_model.sh"); then
@@ -42,4 +53,4 @@ fi
 
 say "run the tests"
 # The tests' own threads use the cores as well: more than one test at a time would fight over them.
-ctest --test-dir build/cpu --output-on-failure "${ctest_arguments[@]}"
+ctest --test-dir "build/$preset" --output-on-failure "${ctest_arguments[@]}"

@@ -1,6 +1,7 @@
 if(ESPALIER_CUDA)
   set(ESPALIER_CUDA_SOURCES
     cuda/cuda_device.cc
+    cuda/device_rates.cu
     cuda/device_sampler.cc
     cuda/device_sampler_kernel.cu
     cuda/device_sampler_pack.cc

@@ -2,6 +2,7 @@
 #include "kernels/core/check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/device_rates.h"
 #include "kernels/cuda/device_sampler.h"
 #include "kernels/cuda/graph_cache.h"
 #include "kernels/cuda/plan_buffers.h"
@@ -61,6 +62,9 @@ void RecordEvent(const Context&, void*) { Unavailable(); }
 void WaitEvent(const Context&, void*) { Unavailable(); }
 DeviceMemory QueryMemory(const Context&) { Unavailable(); }
 std::string DeviceName(const Context&) { Unavailable(); }
+double MeasureReadGbps(const Context&) { Unavailable(); }
+double MeasureMatMulTflops(const Context&) { Unavailable(); }
+double MedianMicroseconds(const Context&, int, const std::function<void()>&) { Unavailable(); }
 
 }  // namespace cuda
 

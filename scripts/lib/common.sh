@@ -35,6 +35,13 @@ step() {
   fi
 }
 
+# Where the CUDA compiler is; fails when there is none.
+find_nvcc() {
+  command -v nvcc || { [[ -x /usr/local/cuda/bin/nvcc ]] && echo /usr/local/cuda/bin/nvcc; }
+}
+# Whether a GPU and its driver are here.
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+
 _show_progress() {
   local line next=$(( SECONDS + 30 ))
   while IFS= read -r line; do

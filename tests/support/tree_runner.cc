@@ -1,5 +1,6 @@
 #include "tests/support/tree_runner.h"
 
+#include "absl/time/clock.h"
 #include "kernels/core/check.h"
 
 namespace espalier {
@@ -55,6 +56,7 @@ TreeResult TreeCall::Wait() {
       } else if (const auto* branch = std::get_if<BranchStarted>(&*event)) {
         result.branches[branch->branch_id].start = *branch;
       } else if (const auto* step = std::get_if<StepTokens>(&*event)) {
+        result.steps.push_back({static_cast<int>(step->branches.size()), absl::Now()});
         for (const BranchTokens& tokens : step->branches) {
           BranchResult& to = result.branches.at(tokens.branch_id);
           to.text += tokens.text;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "engine/engine.h"
 
 namespace espalier {
@@ -22,11 +23,18 @@ struct BranchResult {
   BranchFinished end;
 };
 
+// When the client had a step's tokens, and how many branches moved.
+struct StepTime {
+  int branches = 0;
+  absl::Time time;
+};
+
 struct TreeResult {
   std::string tree_id;
   uint64_t seed = 0;
   std::map<int, BranchResult> branches;  // by branch id
   std::vector<NodeScored> scores;
+  std::vector<StepTime> steps;
   absl::Status status;
   Usage usage;
 

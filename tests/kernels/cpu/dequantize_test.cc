@@ -41,7 +41,7 @@ TEST_P(DequantizeTest, EqualsThePythonReaderOnEveryInstructionSet) {
 INSTANTIATE_TEST_SUITE_P(DTypes, DequantizeTest,
                          ::testing::Values(DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0,
                                            DType::kQ4_1, DType::kQ4_K, DType::kQ6_K),
-                         [](const auto& info) { return std::string(Info(info.param).name); });
+                         [](const auto& param) { return std::string(Info(param.param).name); });
 
 // By the format's definition: sign, five bits of exponent, ten of fraction.
 double HalfByDefinition(uint16_t half) {

@@ -249,10 +249,10 @@ INSTANTIATE_TEST_SUITE_P(Cpu, MatMulTest,
                          ::testing::Combine(::testing::ValuesIn(testing::IsasOfThisMachine()),
                                             ::testing::Values(CpuPrecision::kF32,
                                                               CpuPrecision::kAuto)),
-                         [](const auto& info) {
-                           return std::string(CpuIsaName(std::get<0>(info.param))) +
-                                  (std::get<1>(info.param) == CpuPrecision::kF32 ? "_f32"
-                                                                                 : "_auto");
+                         [](const auto& param) {
+                           return std::string(CpuIsaName(std::get<0>(param.param))) +
+                                  (std::get<1>(param.param) == CpuPrecision::kF32 ? "_f32"
+                                                                                  : "_auto");
                          });
 
 }  // namespace

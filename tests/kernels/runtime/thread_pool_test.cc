@@ -96,7 +96,7 @@ TEST_P(ThreadPoolTest, BurnsNoCpuWhenIdle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, ::testing::Values(1, 2, 5),
-                         [](const auto& info) { return std::to_string(info.param); });
+                         [](const auto& param) { return std::to_string(param.param); });
 
 }  // namespace
 }  // namespace espalier

@@ -302,9 +302,8 @@ bool Scheduler::Admit(LiveTree& live, int segment) {
   }
   if (kind == SegmentKind::kBranch && !HasRoomForBranch(live)) return false;
   if (kind == SegmentKind::kScore && LogitsLeft() == 0) return false;
-  const bool unshared = config_.sharing == Sharing::kNone || slot.compact;
-  const bool admitted = unshared || kind == SegmentKind::kScore ? AdmitPrivate(live, segment)
-                                                                : AdmitShared(live, segment);
+  const bool admitted = Unshared(slot) || kind == SegmentKind::kScore ? AdmitPrivate(live, segment)
+                                                                      : AdmitShared(live, segment);
   if (!admitted) {
     // Nobody of lower rank may take the pages that this segment waits for.
     admission_closed_ = true;
@@ -324,8 +323,8 @@ bool Scheduler::Admit(LiveTree& live, int segment) {
 bool Scheduler::AdmitPrivate(LiveTree& live, int segment) {
   const DecodeTree& tree = *live.tree;
   const Segment& s = tree.segment(segment);
-  const bool unshared = config_.sharing == Sharing::kNone || live.slots[segment].compact;
-  const bool below_parent = !unshared && s.parent >= 0 && live.slots[s.parent].locked;
+  const bool below_parent =
+      !Unshared(live.slots[segment]) && s.parent >= 0 && live.slots[s.parent].locked;
   NodeId from;
   std::vector<int32_t> wanted;
   if (below_parent) {
@@ -440,9 +439,12 @@ void Scheduler::CompleteFill(LiveTree& live, int segment) {
       AddChildren(live, segment);
       return;
     case SegmentKind::kBranch: {
-      const NodeId leaf = radix_->NewPrivate(slot.tail);
-      Release(live, segment);
-      Hold(live, segment, leaf);
+      // A private path is continued where it ends; one that others may read, on a page of its own.
+      if (!Unshared(slot)) {
+        const NodeId leaf = radix_->NewPrivate(slot.tail);
+        Release(live, segment);
+        Hold(live, segment, leaf);
+      }
       slot.state = State::kDecoding;
       DecodeRow(live, segment);
       return;

@@ -134,6 +134,10 @@ class Scheduler {
 
   int RowsLeft() const { return config_.max_batch_tokens - static_cast<int>(rows_.size()); }
   int LogitsLeft() const { return config_.max_logits_rows - logits_used_; }
+  // Computes its path in a private run of its own.
+  bool Unshared(const Slot& slot) const {
+    return config_.sharing == Sharing::kNone || slot.compact;
+  }
   static bool Over(const Slot& slot) { return slot.state == State::kEnded && !slot.locked; }
 
   void EndOverdue(absl::Time now);

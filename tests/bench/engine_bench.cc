@@ -101,7 +101,7 @@ template <typename Build>
 Line Measure(const std::string& name, Engine& engine, const Options& o, int64_t tokens,
              bool after_first, const Build& build) {
   std::vector<double> seconds;
-  Line line{.name = name};
+  Line line{.name = name, .usage = {}};
   for (int repeat = 0; repeat <= o.repeats; ++repeat) {
     const TreeResult result = RunTree(engine, build(repeat));
     if (!result.status.ok()) throw CLI::RuntimeError(std::string(result.status.message()), 1);

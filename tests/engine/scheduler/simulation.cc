@@ -70,6 +70,11 @@ Generation Simulation::RandomGeneration() {
 std::vector<TreeNode> Simulation::RandomNodes() {
   std::vector<TreeNode> nodes;
   std::vector<int> path_tokens;
+  // As the validator counts them: every prompt and every generation starts a page.
+  std::vector<int> path_pages;
+  const auto pages = [&](size_t tokens) {
+    return (static_cast<int>(tokens) + options_.page_size - 1) / options_.page_size;
+  };
   const int count = Random(1, 6);
   for (int i = 0; i < count; ++i) {
     TreeNode node;
@@ -88,8 +93,11 @@ std::vector<TreeNode> Simulation::RandomNodes() {
       node.max_tokens = Random(1, 10);
     }
     const int length = above + static_cast<int>(node.tokens.size()) + node.max_tokens;
-    if (length > options_.max_path_tokens) break;
+    const int length_pages = (node.parent < 0 ? 0 : path_pages[node.parent]) +
+                             pages(node.tokens.size()) + pages(node.max_tokens);
+    if (length > options_.max_path_tokens || length_pages > options_.num_pages) break;
     path_tokens.push_back(length);
+    path_pages.push_back(length_pages);
     if (node.parent >= 0) nodes[node.parent].children.push_back(i);
     nodes.push_back(std::move(node));
   }

@@ -24,7 +24,7 @@ struct SimulationOptions {
   int max_logits_rows = 12;
   int max_live_branches = 16;
   int max_trees = 6;
-  int max_path_tokens = 96;  // of a generated request; must fit the pool alone
+  int max_path_tokens = 96;  // of a generated request, which fits the pool alone
   double cancel_rate = 0.002;
   double slow_client_rate = 0.1;  // trees whose client reads now and then
   int check_every = 1;            // steps between full checks of the invariants

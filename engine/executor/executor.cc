@@ -1,7 +1,11 @@
 #include "engine/executor/executor.h"
 
 #include <chrono>
+#include <optional>
+#include <string>
 #include <utility>
+
+#include "absl/strings/str_cat.h"
 
 namespace espalier {
 namespace {
@@ -72,6 +76,9 @@ absl::StatusOr<Executor::Result> Executor::RunOnCpu(const StepBatch& batch, cons
                               .logits_rows = batch.logits_rows,
                               .plan = &plan},
                              layers_);
+  }
+  if (const std::optional<std::string> error = ctx_->TakeError()) {
+    return absl::InternalError(absl::StrCat("step ", batch.step, " failed: ", *error));
   }
   const Timer timer(&times_.sample_ms);
   DrawSamples(batch, output.logits);

@@ -13,11 +13,12 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kBlocksPerSm = 4;
 constexpr int kLoadsInFlight = 8;
-constexpr size_t kReadBytes = size_t{4} << 30;
+constexpr size_t kReadBytes = size_t{8} << 30;
 constexpr int64_t kMatrix = 8192;
 constexpr int kRepeats = 12;
 
-// Reads `count` 16-byte words; the sum keeps the loads alive.
+// Reads `count` 16-byte words, a multiple of what the grid reads in one turn; the sum keeps the
+// loads alive.
 __global__ void __launch_bounds__(kThreads)
     ReadKernel(const uint4* data, int64_t count, uint32_t* sum) {
   const int64_t stride = int64_t{gridDim.x} * kThreads;
@@ -27,7 +28,7 @@ __global__ void __launch_bounds__(kThreads)
     uint4 words[kLoadsInFlight];
 #pragma unroll
     for (int k = 0; k < kLoadsInFlight; ++k) {
-      words[k] = i + k * stride < count ? data[i + k * stride] : uint4{};
+      words[k] = __ldcs(data + i + k * stride);
     }
 #pragma unroll
     for (const uint4& word : words) folded ^= word.x ^ word.y ^ word.z ^ word.w;
@@ -67,12 +68,14 @@ double MeasureReadGbps(const Context& ctx) {
                             .dtype = DType::kF32,
                             .out = data.As<void>()});
   const int blocks = ctx.cuda().num_sms * kBlocksPerSm;
+  const int64_t turn = int64_t{blocks} * kThreads * kLoadsInFlight;
+  const int64_t words = static_cast<int64_t>(kReadBytes / sizeof(uint4)) / turn * turn;
   const double us = MedianMicroseconds(ctx, kRepeats, [&] {
-    ReadKernel<<<blocks, kThreads, 0, StreamOf(ctx)>>>(data.As<uint4>(), kReadBytes / sizeof(uint4),
+    ReadKernel<<<blocks, kThreads, 0, StreamOf(ctx)>>>(data.As<uint4>(), words,
                                                        sum.As<uint32_t>());
     CheckLaunch(ctx, "read");
   });
-  return us > 0 ? kReadBytes / us * 1e-3 : 0;
+  return us > 0 ? static_cast<double>(words) * sizeof(uint4) / us * 1e-3 : 0;
 }
 
 double MeasureMatMulTflops(const Context& ctx) {

@@ -11,7 +11,7 @@ namespace espalier::cuda {
 // up. 0 when something failed.
 double MedianMicroseconds(const Context& ctx, int repeats, const std::function<void()>& enqueue);
 
-// Bytes a second of reading 4 GiB once, in GB/s. 0 when the memory is not there.
+// Bytes a second of reading 8 GiB once, in GB/s. 0 when the memory is not there.
 double MeasureReadGbps(const Context& ctx);
 // A product of two random 8192 x 8192 matrices of activations, in TFLOP/s. 0 as above.
 double MeasureMatMulTflops(const Context& ctx);

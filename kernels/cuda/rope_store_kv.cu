@@ -14,8 +14,8 @@ using espalier::cuda::kLargest;
 using espalier::cuda::StreamOf;
 using espalier::cuda::ToFloat;
 
-// Heads that a block works on at a time.
-constexpr int kHeadsAtOnce = 8;
+// Heads of a block: a thread has one pair of one head.
+constexpr int kHeads = 8;
 
 template <typename T>
 struct RopeArguments {
@@ -44,45 +44,46 @@ __device__ T Storable(float value, bool* bad) {
   return FromFloat<T>(fminf(fmaxf(value, -kLargest<T>), kLargest<T>));
 }
 
-// Grid: rows. Block: (head_dim / 2, kHeadsAtOnce); a thread keeps its pair's angle for all heads.
+// Grid: (rows, q heads and kv heads / kHeads). Block: (head_dim / 2, kHeads).
 template <typename T>
 __global__ void RopeStoreKvKernel(const RopeArguments<T> p) {
   const int64_t row = blockIdx.x;
+  const int head = static_cast<int>(blockIdx.y * kHeads + threadIdx.y);
+  const int kv_head = head - p.num_heads;
+  if (kv_head >= p.num_kv_heads) return;
   const int half = p.head_dim / 2;
   const int i = threadIdx.x;
   const int64_t q_width = int64_t{p.num_heads} * p.head_dim;
-  const T* q = p.qkv + row * (q_width + 2 * int64_t{p.num_kv_heads} * p.head_dim);
+  const int64_t kv_width = int64_t{p.num_kv_heads} * p.head_dim;
+  // q heads and k heads follow each other in a row.
+  const T* from = p.qkv + row * (q_width + 2 * kv_width) + int64_t{head} * p.head_dim;
+  const float a = ToFloat(from[i]);
+  const float b = ToFloat(from[i + half]);
   float sin;
   float cos;
   sincosf(static_cast<float>(p.positions[row]) * p.inv_freq[i], &sin, &cos);
   sin *= p.magnitude;
   cos *= p.magnitude;
-
-  for (int head = threadIdx.y; head < p.num_heads; head += kHeadsAtOnce) {
-    const T* from = q + head * p.head_dim;
-    const float a = ToFloat(from[i]);
-    const float b = ToFloat(from[i + half]);
-    T* to = p.q + row * q_width + head * p.head_dim;
-    to[i] = FromFloat<T>(a * cos - b * sin);
-    to[i + half] = FromFloat<T>(b * cos + a * sin);
+  const float rotated_a = a * cos - b * sin;
+  const float rotated_b = b * cos + a * sin;
+  if (kv_head < 0) {
+    T* to = p.q + row * q_width + int64_t{head} * p.head_dim;
+    to[i] = FromFloat<T>(rotated_a);
+    to[i + half] = FromFloat<T>(rotated_b);
+    return;
   }
 
   const int64_t slot = p.kv_slots[row];
   if (slot < 0) return;
+  const T* v = from + kv_width;
+  const int64_t at =
+      ((slot / p.page_size * p.num_kv_heads + kv_head) * p.page_size + slot % p.page_size) *
+      p.head_dim;
   bool bad = false;
-  for (int head = threadIdx.y; head < p.num_kv_heads; head += kHeadsAtOnce) {
-    const T* k = q + q_width + head * p.head_dim;
-    const T* v = k + int64_t{p.num_kv_heads} * p.head_dim;
-    const int64_t at =
-        ((slot / p.page_size * p.num_kv_heads + head) * p.page_size + slot % p.page_size) *
-        p.head_dim;
-    const float a = ToFloat(k[i]);
-    const float b = ToFloat(k[i + half]);
-    p.k_cache[at + i] = Storable<T>(a * cos - b * sin, &bad);
-    p.k_cache[at + i + half] = Storable<T>(b * cos + a * sin, &bad);
-    p.v_cache[at + i] = Storable<T>(ToFloat(v[i]), &bad);
-    p.v_cache[at + i + half] = Storable<T>(ToFloat(v[i + half]), &bad);
-  }
+  p.k_cache[at + i] = Storable<T>(rotated_a, &bad);
+  p.k_cache[at + i + half] = Storable<T>(rotated_b, &bad);
+  p.v_cache[at + i] = Storable<T>(ToFloat(v[i]), &bad);
+  p.v_cache[at + i + half] = Storable<T>(ToFloat(v[i + half]), &bad);
   if (bad) p.row_bad[row] = 1;
 }
 
@@ -92,10 +93,11 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
   if (p.rows == 0) return;
   ESPALIER_CHECK(p.kv.dtype == ctx.activation_dtype());
   ESPALIER_CHECK(p.kv.head_dim % 2 == 0);
-  ESPALIER_CHECK(p.kv.head_dim / 2 * kHeadsAtOnce <= 1024);
-  const dim3 block(p.kv.head_dim / 2, kHeadsAtOnce);
+  ESPALIER_CHECK(p.kv.head_dim / 2 * kHeads <= 1024);
+  const dim3 grid(p.rows, (p.num_heads + p.kv.num_kv_heads + kHeads - 1) / kHeads);
+  const dim3 block(p.kv.head_dim / 2, kHeads);
   DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
-    RopeStoreKvKernel<<<p.rows, block, 0, StreamOf(ctx)>>>(
+    RopeStoreKvKernel<<<grid, block, 0, StreamOf(ctx)>>>(
         RopeArguments<T>{.qkv = static_cast<const T*>(p.qkv),
                          .q = static_cast<T*>(p.q),
                          .positions = p.positions,

@@ -27,10 +27,61 @@ __global__ void EmbeddingKernel(const T* table, const int32_t* token_ids, int64_
   }
 }
 
-// A thread meets the same elements in both passes, so that the second reads what it wrote itself.
+// Four elements, one access.
 template <typename T>
+struct alignas(4 * sizeof(T)) Four {
+  T at[4];
+};
+
+// A row in registers: each thread has up to kItems runs of four elements, kNormThreads * 4 apart.
+template <typename T, int kItems>
 __global__ void __launch_bounds__(kNormThreads)
     RmsNormKernel(float* x, const T* residual, const float* weight, float eps, int hidden, T* out) {
+  const int64_t row = int64_t{blockIdx.x} * hidden;
+  const int first = static_cast<int>(threadIdx.x) * 4;
+  Four<float> values[kItems];
+  Four<float> weights[kItems];
+  Four<T> deltas[kItems];
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int i = first + k * kNormThreads * 4;
+    if (i >= hidden) break;
+    values[k] = *reinterpret_cast<const Four<float>*>(x + row + i);
+    weights[k] = *reinterpret_cast<const Four<float>*>(weight + i);
+    if (residual != nullptr) deltas[k] = *reinterpret_cast<const Four<T>*>(residual + row + i);
+  }
+  float squares = 0;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int i = first + k * kNormThreads * 4;
+    if (i >= hidden) break;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (residual != nullptr) values[k].at[e] += ToFloat(deltas[k].at[e]);
+      squares += values[k].at[e] * values[k].at[e];
+    }
+    if (residual != nullptr) *reinterpret_cast<Four<float>*>(x + row + i) = values[k];
+  }
+  const float scale = 1.0f / sqrtf(BlockSum<kNormThreads>(squares) / hidden + eps);
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int i = first + k * kNormThreads * 4;
+    if (i >= hidden) break;
+    Four<T> normed;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      normed.at[e] = FromFloat<T>(values[k].at[e] * scale * weights[k].at[e]);
+    }
+    *reinterpret_cast<Four<T>*>(out + row + i) = normed;
+  }
+}
+
+// Any width. A thread meets the same elements in both passes, so that the second reads what it
+// wrote itself.
+template <typename T>
+__global__ void __launch_bounds__(kNormThreads)
+    RmsNormAnyKernel(float* x, const T* residual, const float* weight, float eps, int hidden,
+                     T* out) {
   float* row = x + int64_t{blockIdx.x} * hidden;
   const T* delta = residual == nullptr ? nullptr : residual + int64_t{blockIdx.x} * hidden;
   float squares = 0;
@@ -49,15 +100,25 @@ __global__ void __launch_bounds__(kNormThreads)
   }
 }
 
-// Grid: (intermediate / kThreads, rows).
-template <typename T>
+__device__ float SwiGluOf(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+
+// Grid: (intermediate / kWidth / kThreads, rows). kWidth elements a thread, one access.
+template <typename T, int kWidth>
 __global__ void SwiGluKernel(const T* gate_up, int64_t intermediate, T* out) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  struct alignas(kWidth * sizeof(T)) Run {
+    T at[kWidth];
+  };
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth;
   if (i >= intermediate) return;
   const T* row = gate_up + blockIdx.y * 2 * intermediate;
-  const float gate = ToFloat(row[i]);
-  const float up = ToFloat(row[intermediate + i]);
-  out[blockIdx.y * intermediate + i] = FromFloat<T>(gate / (1.0f + expf(-gate)) * up);
+  const Run gate = *reinterpret_cast<const Run*>(row + i);
+  const Run up = *reinterpret_cast<const Run*>(row + intermediate + i);
+  Run result;
+#pragma unroll
+  for (int e = 0; e < kWidth; ++e) {
+    result.at[e] = FromFloat<T>(SwiGluOf(ToFloat(gate.at[e]), ToFloat(up.at[e])));
+  }
+  *reinterpret_cast<Run*>(out + blockIdx.y * intermediate + i) = result;
 }
 
 template <typename T>
@@ -103,18 +164,39 @@ void Embedding(const Context& ctx, const EmbeddingParams& p) {
 void RmsNorm(const Context& ctx, const RmsNormParams& p) {
   if (p.rows == 0) return;
   DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
-    RmsNormKernel<<<p.rows, kNormThreads, 0, StreamOf(ctx)>>>(
-        p.x, static_cast<const T*>(p.residual), p.weight, p.eps, p.hidden, static_cast<T*>(p.out));
+    const auto launch = [&](auto* kernel) {
+      kernel<<<p.rows, kNormThreads, 0, StreamOf(ctx)>>>(p.x, static_cast<const T*>(p.residual),
+                                                         p.weight, p.eps, p.hidden,
+                                                         static_cast<T*>(p.out));
+    };
+    constexpr int kPerItem = kNormThreads * 4;
+    if (p.hidden % 4 != 0 || p.hidden > 4 * kPerItem) {
+      launch(RmsNormAnyKernel<T>);
+    } else if (p.hidden <= kPerItem) {
+      launch(RmsNormKernel<T, 1>);
+    } else if (p.hidden <= 2 * kPerItem) {
+      launch(RmsNormKernel<T, 2>);
+    } else {
+      launch(RmsNormKernel<T, 4>);
+    }
   });
   CheckLaunch(ctx, "RmsNorm");
 }
 
 void SwiGlu(const Context& ctx, const SwiGluParams& p) {
   if (p.rows == 0) return;
-  const dim3 grid((p.intermediate + kThreads - 1) / kThreads, p.rows);
   DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
-    SwiGluKernel<<<grid, kThreads, 0, StreamOf(ctx)>>>(static_cast<const T*>(p.gate_up),
-                                                       p.intermediate, static_cast<T*>(p.out));
+    const auto launch = [&](auto* kernel, int width) {
+      const int a_block = kThreads * width;
+      const dim3 grid((p.intermediate + a_block - 1) / a_block, p.rows);
+      kernel<<<grid, kThreads, 0, StreamOf(ctx)>>>(static_cast<const T*>(p.gate_up), p.intermediate,
+                                                   static_cast<T*>(p.out));
+    };
+    if (p.intermediate % 8 == 0) {
+      launch(SwiGluKernel<T, 8>, 8);
+    } else {
+      launch(SwiGluKernel<T, 1>, 1);
+    }
   });
   CheckLaunch(ctx, "SwiGlu");
 }

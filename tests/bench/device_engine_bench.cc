@@ -272,16 +272,35 @@ void RunPrefill(const Options& o) {
 // A trace as one request: node 0 is the prompt, every other node continues its parent with as many
 // tokens as the trace gives it. A prompt node cannot be empty, so the first token of each is given
 // and the rest is generated: forced lengths, whatever the model says. `max_steps` cuts the tree.
-TreeRequest TreeOfTrace(const testing::WorkloadTrace& trace, int max_steps, int vocab) {
+struct ForcedTree {
+  TreeRequest request;
+  int widest = 0;            // branches of the widest steps
+  double widest_tokens = 0;  // KV tokens of the tree, mean over those steps
+};
+
+ForcedTree TreeOfTrace(const testing::WorkloadTrace& trace, int max_steps, int vocab) {
   testing::TraceReplay replay(trace);
   std::vector<int> tokens(trace.num_nodes), parent(trace.num_nodes, -1);
+  ForcedTree forced;
+  double widest_sum = 0;
+  int widest_steps = 0;
   while ((max_steps == 0 || replay.step() < max_steps) && replay.NextStep()) {
+    const int width = static_cast<int>(replay.leaves().size());
+    if (width > forced.widest) {
+      forced.widest = width;
+      widest_sum = widest_steps = 0;
+    }
+    if (width == forced.widest) {
+      ++widest_steps;
+      for (const int node : replay.live_nodes()) widest_sum += replay.num_tokens(node);
+    }
     for (const int node : replay.live_nodes()) {
       tokens[node] = replay.num_tokens(node);
       parent[node] = replay.parent(node);
     }
   }
-  TreeRequest request;
+  forced.widest_tokens = widest_sum / std::max(widest_steps, 1);
+  TreeRequest& request = forced.request;
   request.cache_salt = trace.id;
   std::vector<int> index(trace.num_nodes, -1);
   for (int node = 0; node < trace.num_nodes; ++node) {
@@ -294,7 +313,7 @@ TreeRequest TreeOfTrace(const testing::WorkloadTrace& trace, int max_steps, int 
           Node(index[parent[node]], {node % vocab}, Exactly(std::max(1, tokens[node] - 1))));
     }
   }
-  return request;
+  return forced;
 }
 
 void RunReplay(const Options& o) {
@@ -314,8 +333,15 @@ void RunReplay(const Options& o) {
   nlohmann::json lines;
   for (const testing::WorkloadTrace& trace : traces) {
     const EngineStats before = engine->Stats();
-    const TreeResult result =
-        RunOrThrow(*engine, TreeOfTrace(trace, o.max_steps, info.config.vocab_size));
+    ForcedTree forced = TreeOfTrace(trace, o.max_steps, info.config.vocab_size);
+    const TreeResult result = RunOrThrow(*engine, std::move(forced.request));
+    // Branches part from the trace by a step where a prompt's last chunk gave them their first
+    // token.
+    std::vector<double> widest_ms;
+    for (int width = forced.widest; width > 0 && widest_ms.empty(); --width) {
+      AddWholeSteps(result, width, &widest_ms);
+    }
+    std::ranges::sort(widest_ms);
     const nlohmann::json times = StepTimes(before, engine->Stats());
     const Usage& usage = result.usage;
     const double per_token = KvBytesPerToken(*engine);
@@ -333,6 +359,12 @@ void RunReplay(const Options& o) {
           o.max_steps == 0 ? static_cast<double>(trace.expect.sum_tree_tokens) * per_token * 1e-12
                            : 0},
          {"roofline_s", read_gbps > 0 ? bytes / read_gbps * 1e-9 : 0},
+         {"widest", forced.widest},
+         {"widest_ms", widest_ms.empty() ? 0 : widest_ms[widest_ms.size() / 2]},
+         {"widest_roofline_ms", read_gbps > 0 ? (static_cast<double>(info.weight_bytes) +
+                                                 forced.widest_tokens * per_token) /
+                                                    read_gbps * 1e-6
+                                              : 0},
          {"host", times}});
   }
   const nlohmann::json all = {{"device", info.device_name},
@@ -348,15 +380,17 @@ void RunReplay(const Options& o) {
   }
   std::printf("%s, %s, attention %s, reads at %.0f GB/s\n", info.device_name.c_str(),
               info.name.c_str(), o.attention.c_str(), read_gbps);
-  std::printf("%-24s %6s %9s %9s %6s %10s %10s\n", "trace", "steps", "s", "roofline", "ratio",
-              "KV TB", "logical TB");
+  std::printf("%-24s %6s %9s %9s %6s %10s %10s | %6s %8s %9s\n", "trace", "steps", "s", "roofline",
+              "ratio", "KV TB", "logical TB", "widest", "ms", "roofline");
   for (const nlohmann::json& line : lines) {
     const double seconds = line.at("seconds");
     const double roofline = line.at("roofline_s");
-    std::printf(
-        "%-24s %6d %9.3f %9.3f %6.3f %10.4f %10.4f\n", line.at("trace").get<std::string>().c_str(),
-        line.at("steps").get<int>(), seconds, roofline, roofline > 0 ? seconds / roofline : 0,
-        line.at("kv_tb_read_unique").get<double>(), line.at("kv_tb_read_logical").get<double>());
+    std::printf("%-24s %6d %9.3f %9.3f %6.3f %10.4f %10.4f | %6d %8.3f %9.3f\n",
+                line.at("trace").get<std::string>().c_str(), line.at("steps").get<int>(), seconds,
+                roofline, roofline > 0 ? seconds / roofline : 0,
+                line.at("kv_tb_read_unique").get<double>(),
+                line.at("kv_tb_read_logical").get<double>(), line.at("widest").get<int>(),
+                line.at("widest_ms").get<double>(), line.at("widest_roofline_ms").get<double>());
   }
 }
 

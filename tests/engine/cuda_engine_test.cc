@@ -3,6 +3,7 @@
 // are closer than the tolerance; results of the same steps are compared bit for bit.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <filesystem>
@@ -10,6 +11,7 @@
 #include <random>
 
 #include "kernels/cuda/cuda_device.h"
+#include "tests/support/poisoned_checkpoint.h"
 #include "tests/support/tiny_engine.h"
 #include "tests/support/tree_runner.h"
 
@@ -17,8 +19,8 @@ namespace espalier {
 namespace {
 
 constexpr int kTop = 20;
-// Of a log-probability: twice what bf16 costs the tiny checkpoint against fp32. The logits' deviation
-// is 1 to 3.
+// Of a log-probability: twice what bf16 costs the tiny checkpoint against fp32. The logits'
+// deviation is 1 to 3.
 constexpr float kTolerance = 0.25f;
 
 // A model of 128-wide heads, wide enough for every kernel's tiles.
@@ -285,6 +287,42 @@ TEST_P(CudaEngineTest, AnswersWhenPagesRunOut) {
   }
   engine->Drain(absl::Seconds(10));
   EXPECT_EQ(engine->Stats().pages_locked, 0);
+}
+
+TEST_P(CudaEngineTest, ANaNFailsItsOwnRequestAlone) {
+  if (GetParam() == "random") GTEST_SKIP() << "random weights are finite";
+  const int32_t poison = 77;
+  std::mt19937_64 rng(61);
+  const auto clean_tokens = [&](int count) {
+    std::vector<int32_t> tokens = RandomTokens(rng, count);
+    std::ranges::replace(tokens, poison, poison + 1);
+    return tokens;
+  };
+  Generation generation = GreedyTop(25);
+  generation.sampling.logit_bias = {{poison, -100.0f}};
+  TreeRequest mate;
+  const std::vector<int32_t> prompt = clean_tokens(40);
+  mate.nodes = {Node(-1, prompt), Node(0, clean_tokens(5), generation)};
+  TreeRequest victim;
+  victim.nodes = {Node(-1, prompt), Node(0, {8, poison}, generation), Node(0, {9}, generation)};
+
+  const TreeResult alone = RunTree(*Make(Config(Sharing::kCache)), mate);
+  ASSERT_TRUE(alone.status.ok()) << alone.status;
+  const std::unique_ptr<Engine> engine =
+      MakeEngine(Config(Sharing::kCache),
+                 std::make_unique<PoisonedCheckpoint>(OpenTinyCheckpoint(GetParam()), poison));
+  float largest = 0;
+  // Twice: what the failed request left in the cache must not hurt whoever comes later.
+  for (int round = 0; round < 2; ++round) {
+    SCOPED_TRACE(round);
+    const auto failing = *TreeCall::Start(*engine, victim);
+    const auto running = *TreeCall::Start(*engine, mate);
+    const TreeResult failed = failing->Wait();
+    EXPECT_EQ(failed.status.code(), absl::StatusCode::kInternal) << failed.status;
+    const TreeResult result = running->Wait();
+    ASSERT_TRUE(result.status.ok()) << result.status;
+    ExpectCloseBranch(alone.branches.at(0), result.branches.at(0), &largest);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaEngineTest,

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "engine/engine.h"
+#include "tests/support/poisoned_checkpoint.h"
 #include "tests/support/tiny_engine.h"
 #include "tests/support/tree_runner.h"
 
@@ -152,35 +153,6 @@ TEST_P(EngineNumericsTest, TwoColdRunsGiveTheSameBits) {
     ExpectSameBits(runs[0][i], runs[1][i]);
   }
 }
-
-// A checkpoint of which one token's embedding is not a number.
-class PoisonedCheckpoint : public Checkpoint {
- public:
-  PoisonedCheckpoint(std::unique_ptr<Checkpoint> base, int32_t token)
-      : base_(std::move(base)), token_(token) {}
-
-  const ModelConfig& config() const override { return base_->config(); }
-  absl::StatusOr<ConstMatrix> Tensor(std::string_view name, int64_t rows, int64_t cols) override {
-    absl::StatusOr<ConstMatrix> matrix = base_->Tensor(name, rows, cols);
-    if (!matrix.ok() || name != "model.embed_tokens.weight") return matrix;
-    const size_t row_bytes = BytesOf(matrix->dtype, cols);
-    embedding_.resize(row_bytes * rows);
-    std::memcpy(embedding_.data(), matrix->data, embedding_.size());
-    // All ones are a NaN in every float type, and so in the scale of every quantised block.
-    std::memset(embedding_.data() + row_bytes * token_, 0xff, row_bytes);
-    matrix->data = embedding_.data();
-    return matrix;
-  }
-  bool HasTensor(std::string_view name) const override { return base_->HasTensor(name); }
-  absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer() override {
-    return base_->LoadTokenizer();
-  }
-
- private:
-  const std::unique_ptr<Checkpoint> base_;
-  const int32_t token_;
-  std::vector<std::byte> embedding_;
-};
 
 TEST_P(EngineNumericsTest, ANaNFailsItsOwnRequestAlone) {
   std::mt19937_64 rng(22);

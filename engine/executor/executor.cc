@@ -52,6 +52,7 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(Context* ctx, Llama* 
                             .max_logits_rows = options.max_logits_rows});
     if (!step.ok()) return step.status();
     executor->device_step_ = *std::move(step);
+    executor->plan_ahead_ = std::make_unique<PlanAhead>(executor->plan_options_);
   }
   return executor;
 }
@@ -60,7 +61,8 @@ absl::StatusOr<Executor::Result> Executor::Run(const StepBatch& batch) {
   const TreePlan* plan;
   {
     const Timer timer(&times_.plan_ms);
-    plan = &planner_.Plan(batch.shape, plan_options_);
+    plan = plan_ahead_ != nullptr ? &plan_ahead_->Plan(batch.shape)
+                                  : &planner_.Plan(batch.shape, plan_options_);
   }
   return device_step_ == nullptr ? RunOnCpu(batch, *plan) : RunOnDevice(batch, *plan);
 }
@@ -89,6 +91,7 @@ absl::StatusOr<Executor::Result> Executor::RunOnDevice(const StepBatch& batch,
                                                        const TreePlan& plan) {
   const Timer timer(&times_.forward_ms);
   if (absl::Status status = device_step_->Launch(batch, plan); !status.ok()) return status;
+  plan_ahead_->Prepare(batch.shape);
   if (absl::Status status = device_step_->Wait(batch, &samples_); !status.ok()) return status;
   return Result{.samples = samples_, .row_bad = device_step_->row_bad()};
 }

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/executor/device_step.h"
+#include "engine/executor/plan_ahead.h"
 #include "engine/kvcache/kv_cache.h"
 #include "engine/sampler/sampler.h"
 #include "engine/scheduler/step_batch.h"
@@ -26,7 +27,7 @@ struct ExecutorOptions {
 
 // Sums of wall time, in ms.
 struct ExecutorTimes {
-  double plan_ms = 0;
+  double plan_ms = 0;     // on CUDA without what is planned while the device works
   double forward_ms = 0;  // on CUDA with the sampling
   double sample_ms = 0;
 };
@@ -56,11 +57,12 @@ class Executor {
   Context* const ctx_;
   Llama* const model_;
   std::vector<KvLayerView> layers_;
-  TreePlanner planner_;
+  TreePlanner planner_;  // CPU
   PlanOptions plan_options_;
   std::vector<Sampler> samplers_;  // CPU: one a pool worker
   std::vector<Sample> samples_;
   std::unique_ptr<DeviceStep> device_step_;  // CUDA
+  std::unique_ptr<PlanAhead> plan_ahead_;    // CUDA
   ExecutorTimes times_;
 };
 

@@ -40,8 +40,6 @@ struct DeviceSampler::Impl {
     ok = has_step && !results.empty() && !results_staging.empty() &&
          (scratch_bytes == 0 || !scratch.empty());
     if (!ok) return;
-    // Before the first Upload there are no requests.
-    FillDevice(ctx, step.As<void>(), 0, sizeof(StepHeader));
     FillDevice(ctx, results.As<void>(), 0, result_bytes);
     samples.reserve(max_requests);
     top.reserve(max_requests * kMaxTopLogprobs);
@@ -62,7 +60,11 @@ struct DeviceSampler::Impl {
     step = DeviceBuffer(ctx, bytes);
     step_staging = StagingBuffer(ctx, bytes);
     ++generation;
-    return !step.empty() && !step_staging.empty();
+    if (step.empty() || step_staging.empty()) return false;
+    // No requests, and nothing that has never been written: the kernel reads a request before it
+    // knows that there is one.
+    FillDevice(ctx, step.As<void>(), 0, bytes);
+    return true;
   }
 
   const Context& ctx;

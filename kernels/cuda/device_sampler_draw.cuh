@@ -47,17 +47,31 @@ __device__ void SumBlocks(const Slice<kThreads>& slice) {
   Group::Sync();
 }
 
-// One after the other, as the CPU sampler adds them.
-template <int kBlocks, int kThreads>
-__device__ double TotalWeight(Shared<kBlocks, kThreads>& shared, const Slice<kThreads>& slice) {
-  if (threadIdx.x == 0) {
-    double total = 0;
-#pragma unroll 8
-    for (int block = 0; block < slice.row_blocks; ++block) total += slice.block_sums[block];
-    shared.total = total;
+// Of block_sums. Every warp sums for itself, and gets the same bits.
+template <int kThreads>
+__device__ double TotalWeight(const Slice<kThreads>& slice) {
+  double total = 0;
+  for (int block = Lane(); block < slice.row_blocks; block += 32) total += slice.block_sums[block];
+  return WarpReduce(total, [](double a, double b) { return a + b; });
+}
+
+// The block that the draw is in, the last if rounding lets none be; the target that is left there.
+template <int kThreads>
+__device__ int FindBlock(const Slice<kThreads>& slice, double* target) {
+  for (int first = 0;; first += 32) {
+    const int block = first + Lane();
+    const double sum = block < slice.row_blocks ? slice.block_sums[block] : 0.0;
+    const double through = WarpInclusiveSum(sum);
+    const unsigned reaching = __ballot_sync(kAllLanes, sum > 0 && *target - through < 0);
+    const bool last = first + 32 >= slice.row_blocks;
+    if (reaching == 0 && !last) {
+      *target -= __shfl_sync(kAllLanes, through, 31);
+      continue;
+    }
+    const int lane = reaching != 0 ? __ffs(reaching) - 1 : slice.row_blocks - 1 - first;
+    *target -= __shfl_sync(kAllLanes, through - sum, lane);
+    return first + lane;
   }
-  __syncthreads();
-  return shared.total;
 }
 
 // By one warp: 32 runs of 32 weights, first which run, then which of it.
@@ -87,18 +101,8 @@ template <int kBlocks, int kThreads>
 __device__ int32_t DrawAt(Shared<kBlocks, kThreads>& shared, const Slice<kThreads>& slice,
                           int& turn, double target) {
   using Group = RowGroup<kBlocks, kThreads>;
-  if (threadIdx.x == 0) {
-    int block = 0;
-    while (block + 1 < slice.row_blocks && slice.block_sums[block] <= target) {
-      target -= slice.block_sums[block++];
-    }
-    shared.draw_block = block;
-    shared.draw_target = target;
-  }
-  __syncthreads();
-  target = shared.draw_target;
   DrawState state;
-  for (int block = shared.draw_block;; ++block) {
+  for (int block = FindBlock(slice, &target);; ++block) {
     DrawState* const published = &shared.draw[block % 2];
     const int local = block - slice.first_block;
     if (Warp() == 0 && local >= 0 && local < slice.num_blocks) {
@@ -131,7 +135,7 @@ __device__ int32_t Draw(Shared<kBlocks, kThreads>& shared, const Slice<kThreads>
   const double top_p = request.top_p;
   if (request.top_k <= 0 && request.min_p <= 0) {
     SumBlocksAsCpu<kBlocks>(slice);
-    const double total = TotalWeight(shared, slice);
+    const double total = TotalWeight(slice);
     if (top_p >= 1) {
       return DrawAt(shared, slice, turn, __dmul_rn(request.uniform, total));
     }
@@ -148,12 +152,12 @@ __device__ int32_t Draw(Shared<kBlocks, kThreads>& shared, const Slice<kThreads>
     }
     if (top_p < 1) {
       SumBlocks<kBlocks>(slice);
-      const double wanted = __dmul_rn(top_p, TotalWeight(shared, slice));
+      const double wanted = __dmul_rn(top_p, TotalWeight(slice));
       Keep<kBlocks>(slice, FindBorder<WeightKey, true>(shared, slice, wanted));
     }
   }
   SumBlocks<kBlocks>(slice);
-  return DrawAt(shared, slice, turn, __dmul_rn(request.uniform, TotalWeight(shared, slice)));
+  return DrawAt(shared, slice, turn, __dmul_rn(request.uniform, TotalWeight(slice)));
 }
 
 }  // namespace espalier::device_sampler

@@ -61,13 +61,25 @@ struct RowGroup {
 
   // Every thread of the row waits for all; what they wrote before is seen by all after.
   __device__ static void Sync() {
+    Arrive();
+    Wait();
+  }
+  // Its two halves: what is between them needs no other block.
+  __device__ static void Arrive() {
+    if constexpr (kBlocks > 1) {
+#if __CUDA_ARCH__ >= 900
+      cooperative_groups::this_cluster().barrier_arrive();
+#else
+      __trap();  // the launcher chose a kernel that this device does not have
+#endif
+    }
+  }
+  __device__ static void Wait() {
     if constexpr (kBlocks == 1) {
       __syncthreads();
     } else {
 #if __CUDA_ARCH__ >= 900
-      cooperative_groups::this_cluster().sync();
-#else
-      __trap();  // the launcher chose a kernel that this device does not have
+      cooperative_groups::this_cluster().barrier_wait();
 #endif
     }
   }
@@ -92,27 +104,39 @@ struct RowGroup {
     if (Lane() < kBlocks) *At(local, Lane()) = value;
   }
 
-  // Called by all threads of the row, who all get the same bits. Always in the same order;
+  // Called by all threads of a block, who all get the same bits. Always in the same order;
   // `combine` commutes, and `identity` changes nothing.
+  template <typename T, typename Combine>
+  __device__ static T BlockReduce(Exchange& exchange, T value, T identity, Combine combine) {
+    static_assert(sizeof(T) <= 16);
+    value = WarpReduce(value, combine);
+    __syncthreads();  // the last reduction has been read
+    if (Lane() == 0) *reinterpret_cast<T*>(exchange.of_warps[Warp()]) = value;
+    __syncthreads();
+    value = Lane() < kWarps ? *reinterpret_cast<T*>(exchange.of_warps[Lane()]) : identity;
+    return WarpReduce(value, combine);
+  }
+
+  // Called by all threads of the row: calls f(value) with each block's value, in order of ranks.
+  template <typename T, typename F>
+  __device__ static void ForEachBlock(Exchange& exchange, int& turn, T value, F f) {
+    static_assert(sizeof(T) <= 16);
+    if (Warp() == 0) Publish(reinterpret_cast<T*>(exchange.of_blocks[turn][Rank()]), value);
+    Sync();
+    for (int block = 0; block < kBlocks; ++block) {
+      f(*reinterpret_cast<const T*>(exchange.of_blocks[turn][block]));
+    }
+    turn ^= 1;
+  }
+
+  // As BlockReduce, over all threads of the row.
   template <typename T, typename Combine>
   __device__ static T AllReduce(Exchange& exchange, int& turn, T value, T identity,
                                 Combine combine) {
-    static_assert(sizeof(T) <= 16);
-    value = WarpReduce(value, combine);
-    if (Lane() == 0) *reinterpret_cast<T*>(exchange.of_warps[Warp()]) = value;
-    __syncthreads();
-    if (Warp() == 0) {
-      value = Lane() < kWarps ? *reinterpret_cast<T*>(exchange.of_warps[Lane()]) : identity;
-      value = WarpReduce(value, combine);
-      Publish(reinterpret_cast<T*>(exchange.of_blocks[turn][Rank()]), value);
-    }
-    Sync();
-    value = identity;
-    for (int block = 0; block < kBlocks; ++block) {
-      value = combine(value, *reinterpret_cast<T*>(exchange.of_blocks[turn][block]));
-    }
-    turn ^= 1;
-    return value;
+    value = BlockReduce(exchange, value, identity, combine);
+    T result = identity;
+    ForEachBlock(exchange, turn, value, [&](const T& other) { result = combine(result, other); });
+    return result;
   }
 };
 

@@ -17,13 +17,25 @@ namespace espalier::device_sampler {
 namespace {
 
 constexpr int kClusterBlocks = 8;  // the most that every device with clusters has
-constexpr int kClusterThreads = 512;
+// Of 384 threads three blocks fit a multiprocessor, in registers and in shared memory with 128k
+// tokens: the phases of one row hide the waits of another.
+constexpr int kClusterThreads = 384;
 constexpr int kSingleThreads = 1024;
 
-struct SumAndToken {
-  double sum;
+// Of some logits: the largest, its lowest token, and the sum of exp(logit - largest).
+struct Summary {
+  float largest;  // +inf as well when one is a NaN
   int32_t token;
+  double sum;
 };
+
+constexpr int kRequestWords = sizeof(Request) / 4;
+
+// The calling thread's word of a request.
+__device__ int32_t RequestWord(const void* step, int index) {
+  const auto* words = static_cast<const int32_t*>(step) + sizeof(StepHeader) / 4;
+  return threadIdx.x < kRequestWords ? words[int64_t{index} * kRequestWords + threadIdx.x] : 0;
+}
 
 template <int kBlocks, int kThreads>
 class RowSampler {
@@ -34,51 +46,51 @@ class RowSampler {
                         const Shape& shape, const SampleParams& params)
       : shared_(shared), slice_(slice), shape_(shape), params_(params) {}
 
-  // All threads of the row.
-  __device__ void Run(int index) {
-    CopyRequest(index);
+  // All threads of the row. `word` is the thread's of the request.
+  __device__ void Run(int index, int32_t word) {
+    Group::Arrive();
+    SetRequest(word);
     const Request& request = shared_.request;
     const float* const row = params_.logits + int64_t{request.logits_row} * shape_.vocab;
     Load<kBlocks != 1>(slice_, row);
 
     Result result{.token = max(request.score_token, 0), .logprob = 0, .finite = 0, .num_top = 0};
-    const float largest = Largest();
-    if (fabsf(largest) < kInfinity) {
-      const SumAndToken raw = SumExp(largest);
-      const double log_sum = static_cast<double>(largest) + log(raw.sum);
+    const Summary raw = Summarize();
+    if (fabsf(raw.largest) < kInfinity) {
+      const double log_sum = static_cast<double>(raw.largest) + log(raw.sum);
       if (request.top_logprobs > 0) result.num_top = WriteTop(index, log_sum);
-      if (request.score_token < 0) result.token = Choose(largest, raw.token);
-      if (result.token >= 0) {
+      const int32_t token = request.score_token >= 0 ? request.score_token : Choose(raw);
+      if (token >= 0) {
+        const float logit = token == raw.token ? raw.largest : row[token];
+        result.token = token;
+        result.logprob = static_cast<float>(static_cast<double>(logit) - log_sum);
         result.finite = 1;
-        result.logprob = static_cast<float>(static_cast<double>(row[result.token]) - log_sum);
       }
     }
     if (Group::Rank() == 0 && threadIdx.x == 0) {
       if (result.finite == 0) result.num_top = 0;
-      result.token = max(result.token, 0);
       params_.results[index] = result;
     }
-    Group::Sync();  // the next row takes the memory
   }
 
  private:
-  __device__ void CopyRequest(int index) {
-    constexpr int kWords = sizeof(Request) / 4;
-    static_assert(kWords <= kThreads);
-    const auto* from = static_cast<const int32_t*>(params_.step) + sizeof(StepHeader) / 4 +
-                       int64_t{index} * kWords;
-    if (threadIdx.x < kWords) {
-      reinterpret_cast<int32_t*>(&shared_.request)[threadIdx.x] = from[threadIdx.x];
+  __device__ void SetRequest(int32_t word) {
+    __syncthreads();  // the last row is done with it
+    if (threadIdx.x < kRequestWords) {
+      reinterpret_cast<int32_t*>(&shared_.request)[threadIdx.x] = word;
     }
     if (threadIdx.x == 0) shared_.num_top = 0;
     __syncthreads();
   }
 
   // The largest logit; +inf as well when one is a NaN.
-  __device__ float Largest() {
+  __device__ float LargestOfThread() const {
     float largest = -kInfinity;
     slice_.Visit([&](int, float x) { largest = fmaxf(largest, isnan(x) ? kInfinity : x); });
-    return Group::AllReduce(shared_.exchange, turn_, largest, -kInfinity,
+    return largest;
+  }
+  __device__ float Largest() {
+    return Group::AllReduce(shared_.exchange, turn_, LargestOfThread(), -kInfinity,
                             [](float a, float b) { return fmaxf(a, b); });
   }
 
@@ -92,21 +104,38 @@ class RowSampler {
                             [](int32_t a, int32_t b) { return min(a, b); });
   }
 
-  // That token, and the sum of exp(logit - largest).
-  __device__ SumAndToken SumExp(float largest) {
-    SumAndToken part{.sum = 0, .token = INT_MAX};
-    slice_.Visit([&](int index, float x) {
-      part.sum += Exp(x - largest);
-      if (x == largest) part.token = min(part.token, slice_.first_token() + index);
+  // Each block sums relative to its own largest logit, so that the row waits for all but once.
+  __device__ Summary Summarize() {
+    const float largest = Group::BlockReduce(shared_.exchange, LargestOfThread(), -kInfinity,
+                                             [](float a, float b) { return fmaxf(a, b); });
+    Summary part{.largest = largest, .token = INT_MAX, .sum = 0};
+    if (fabsf(largest) < kInfinity) {
+      slice_.Visit([&](int index, float x) {
+        part.sum += Exp(x - largest);
+        if (x == largest) part.token = min(part.token, slice_.first_token() + index);
+      });
+    }
+    part = Group::BlockReduce(
+        shared_.exchange, part, {.largest = largest, .token = INT_MAX, .sum = 0},
+        [](const Summary& a, const Summary& b) {
+          return Summary{
+              .largest = a.largest, .token = min(a.token, b.token), .sum = a.sum + b.sum};
+        });
+    Group::Wait();  // every block of the row has begun
+    Summary row{.largest = -kInfinity, .token = INT_MAX, .sum = 0};
+    Group::ForEachBlock(shared_.exchange, turn_, part, [&](const Summary& block) {
+      if (block.largest == -kInfinity) return;
+      if (block.largest > row.largest) {
+        row.sum *= row.sum > 0 ? Exp(row.largest - block.largest) : 0.0f;
+        row.largest = block.largest;
+        row.token = block.token;
+      }
+      row.sum += block.sum * Exp(block.largest - row.largest);
     });
-    return Group::AllReduce(shared_.exchange, turn_, part, SumAndToken{.sum = 0, .token = INT_MAX},
-                            [](const SumAndToken& a, const SumAndToken& b) {
-                              return SumAndToken{.sum = a.sum + b.sum,
-                                                 .token = min(a.token, b.token)};
-                            });
+    return row;
   }
 
-  // The most likely tokens, in order, of the raw logits. Returns how many.
+  // The most likely tokens, in order, of the raw logits. Rank 0 learns how many.
   __device__ int WriteTop(int index, double log_sum) {
     VisitKept<LogitKey, kBlocks>(
         slice_, FindBorder<LogitKey, false>(shared_, slice_, shared_.request.top_logprobs),
@@ -117,7 +146,7 @@ class RowSampler {
           *Group::At(&shared_.top_tokens[place], 0) = slice_.first_token() + i;
         });
     Group::Sync();
-    const int count = *Group::At(&shared_.num_top, 0);
+    const int count = shared_.num_top;
     if (Group::Rank() == 0 && static_cast<int>(threadIdx.x) < count) {
       const float logit = shared_.top_logits[threadIdx.x];
       const int32_t token = shared_.top_tokens[threadIdx.x];
@@ -132,9 +161,11 @@ class RowSampler {
     return count;
   }
 
-  // -1 when nothing may be chosen. `largest` and `token` are those of the raw logits.
-  __device__ int32_t Choose(float largest, int32_t token) {
+  // -1 when nothing may be chosen.
+  __device__ int32_t Choose(const Summary& raw) {
     const Request& request = shared_.request;
+    float largest = raw.largest;
+    int32_t token = raw.token;
     if (request.processed != 0) {
       Process(slice_, request, static_cast<const int32_t*>(params_.step));
       largest = Largest();
@@ -153,11 +184,13 @@ class RowSampler {
 };
 
 template <int kBlocks, int kThreads>
-__global__ void __launch_bounds__(kThreads, 1024 / kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks == 1 ? 1 : 3)
     SampleKernel(const __grid_constant__ SampleParams params, const __grid_constant__ Shape shape) {
   using Group = RowGroup<kBlocks, kThreads>;
   const int rows_at_once = static_cast<int>(gridDim.x) / kBlocks;
   const int first = static_cast<int>(blockIdx.x) / kBlocks;
+  // Read together, though there may be no such request: the step has room for it.
+  int32_t word = RequestWord(params.step, first);
   const int num_requests = static_cast<const StepHeader*>(params.step)->num_requests;
   if (first >= num_requests) return;
 
@@ -170,23 +203,23 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   slice.size = min(slice.num_blocks * kRowBlock, shape.vocab - slice.first_token());
   slice.size = max(slice.size, 0);
   slice.row_blocks = row_blocks;
-  auto* free = reinterpret_cast<float*>(dynamic);
   if constexpr (kBlocks == 1) {
     slice.values = params.scratch + int64_t{first} * row_blocks * kRowBlock;
+    slice.block_sums = reinterpret_cast<double*>(dynamic);
+    slice.met = reinterpret_cast<uint32_t*>(slice.block_sums + row_blocks);
+    for (int i = threadIdx.x; i < row_blocks * (kRowBlock / 32); i += kThreads) slice.met[i] = 0;
   } else {
-    slice.values = free;
-    free += shape.slice_blocks * kRowBlock;
+    slice.values = reinterpret_cast<float*>(dynamic);
+    slice.block_sums = reinterpret_cast<double*>(slice.values + shape.slice_blocks * kRowBlock);
+    slice.met = shared.counters;
   }
-  slice.block_sums = reinterpret_cast<double*>(free);
-  slice.met = reinterpret_cast<uint32_t*>(slice.block_sums + row_blocks);
+  for (int i = threadIdx.x; i < 2 * kBuckets; i += kThreads) shared.counters[i] = 0;
 
-  for (int bucket = threadIdx.x; bucket < kBuckets; bucket += kThreads) {
-    shared.low[bucket] = 0;
-    shared.high[bucket] = 0;
-  }
-  Group::Sync();  // every block of the row has begun, and its counters are 0
   RowSampler<kBlocks, kThreads> sampler(shared, slice, shape, params);
-  for (int index = first; index < num_requests; index += rows_at_once) sampler.Run(index);
+  for (int index = first; index < num_requests; index += rows_at_once) {
+    if (index != first) word = RequestWord(params.step, index);
+    sampler.Run(index, word);
+  }
 }
 
 }  // namespace
@@ -198,16 +231,17 @@ Shape ChooseShape(const Context& ctx, int vocab, bool portable) {
   const auto shape_of = [&](int blocks_per_row) {
     Shape shape{.vocab = vocab, .blocks_per_row = blocks_per_row};
     shape.slice_blocks = (row_blocks + blocks_per_row - 1) / blocks_per_row;
-    const bool in_shared = blocks_per_row != 1;
+    // Sums of all blocks, and the slice's values or, where these are elsewhere, its flags.
     shape.shared_bytes = static_cast<int>(sizeof(double)) * row_blocks +
-                         shape.slice_blocks * (kRowBlock / 8 + (in_shared ? 4 * kRowBlock : 0));
+                         shape.slice_blocks * (blocks_per_row > 1 ? 4 * kRowBlock : kRowBlock / 8);
     return shape;
   };
   const Shape cluster = shape_of(kClusterBlocks);
   const size_t cluster_shared =
       cluster.shared_bytes + sizeof(Shared<kClusterBlocks, kClusterThreads>);
   if (!portable && device.compute_capability >= 90 &&
-      cluster_shared <= static_cast<size_t>(device.max_shared_bytes)) {
+      cluster_shared <= static_cast<size_t>(device.max_shared_bytes) &&
+      cluster.slice_blocks * (kRowBlock / 32) <= 2 * kBuckets) {
     cuda::Check(
         ctx, "Sample",
         cudaFuncSetAttribute(SampleKernel<kClusterBlocks, kClusterThreads>,

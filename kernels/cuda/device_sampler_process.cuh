@@ -40,10 +40,6 @@ __device__ void ApplyPenalties(const Slice<kThreads>& slice, const Request& requ
                                const int32_t* words) {
   const int32_t* const generated = words + request.generated.begin;
   if (request.repetition_penalty != 1.0f) {
-    for (int i = threadIdx.x; i < slice.num_blocks * (kRowBlock / 32); i += kThreads) {
-      slice.met[i] = 0;
-    }
-    __syncthreads();
     const auto* prompts = reinterpret_cast<const List*>(words + request.prompts.begin);
     for (int prompt = 0; prompt < request.prompts.count; ++prompt) {
       const List list = prompts[prompt];
@@ -55,6 +51,9 @@ __device__ void ApplyPenalties(const Slice<kThreads>& slice, const Request& requ
       Repeat(slice, generated[2 * i], request.repetition_penalty);
     }
     __syncthreads();
+    for (int i = threadIdx.x; i < slice.num_blocks * (kRowBlock / 32); i += kThreads) {
+      slice.met[i] = 0;
+    }
   }
   for (int i = threadIdx.x; i < request.generated.count; i += kThreads) {
     const int index = slice.IndexOf(generated[2 * i]);

@@ -11,7 +11,7 @@
 namespace espalier::device_sampler {
 
 inline constexpr float kInfinity = __builtin_huge_valf();
-inline constexpr int kBuckets = 2048;
+inline constexpr int kBuckets = 1024;
 
 // The last token that a filter keeps, as found digit by digit.
 struct Border {
@@ -31,17 +31,14 @@ template <int kBlocks, int kThreads>
 struct Shared {
   Request request;
   typename RowGroup<kBlocks, kThreads>::Exchange exchange;
-  // Rank 0's sums those of the row. All zero between filters.
-  uint32_t low[kBuckets];
-  uint32_t high[kBuckets];
+  // A histogram's lower and upper halves of sums; rank 0 sums those of the row. A block's flags of
+  // Slice::met are here as well. All zero between uses.
+  uint32_t counters[2 * kBuckets];
   double warp_sums[kThreads / 32];
   int first_reaching;
   int last_nonempty;
   Border border;
-  int draw_block;
-  double draw_target;
   DrawState draw[2];
-  double total;
   // Rank 0's: the row's.
   int num_top;
   float top_logits[kMaxTop];
@@ -54,7 +51,7 @@ struct Shared {
 template <int kThreads>
 struct Slice {
   float* values;       // [num_blocks * kRowBlock]
-  uint32_t* met;       // [num_blocks * kRowBlock / 32] bits
+  uint32_t* met;       // [num_blocks * kRowBlock / 32] bits, all 0 between uses
   double* block_sums;  // [blocks of the whole row]
   int first_block;     // of the row
   int num_blocks;

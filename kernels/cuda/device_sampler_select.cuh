@@ -16,12 +16,12 @@ struct Digit {
   uint32_t mask;
 };
 
-// Weights are in [0, 1]: their bits order as their values do, the first digit is at most 2032, and
+// Weights are in [0, 1]: their bits order as their values do, the first digit is at most 1016, and
 // 0 is no candidate.
 struct WeightKey {
   static constexpr int kNumDigits = 3;
   __device__ static constexpr Digit At(int i) {
-    constexpr Digit kDigits[kNumDigits] = {{19, 0x1FFF}, {8, 0x7FF}, {0, 0xFF}};
+    constexpr Digit kDigits[kNumDigits] = {{20, 0x3FF}, {10, 0x3FF}, {0, 0x3FF}};
     return kDigits[i];
   }
   __device__ static uint32_t Of(float weight) { return __float_as_uint(weight); }
@@ -30,9 +30,9 @@ struct WeightKey {
 
 // Any logit but a NaN; -inf is a candidate, what fills up a block is not.
 struct LogitKey {
-  static constexpr int kNumDigits = 3;
+  static constexpr int kNumDigits = 4;
   __device__ static constexpr Digit At(int i) {
-    constexpr Digit kDigits[kNumDigits] = {{21, 0x7FF}, {10, 0x7FF}, {0, 0x3FF}};
+    constexpr Digit kDigits[kNumDigits] = {{22, 0x3FF}, {12, 0x3FF}, {2, 0x3FF}, {0, 3}};
     return kDigits[i];
   }
   __device__ static uint32_t Of(float logit) {
@@ -71,13 +71,15 @@ __device__ double Amount(uint32_t low, uint32_t high, uint32_t key) {
 template <bool kWeighted, int kBlocks, int kThreads>
 __device__ void FindBucket(Shared<kBlocks, kThreads>& shared, uint32_t prefix, Digit digit,
                            double wanted) {
-  constexpr int kRun = kBuckets / kThreads;
-  static_assert(kRun * kThreads == kBuckets);
+  constexpr int kRun = (kBuckets + kThreads - 1) / kThreads;
+  const uint32_t* const low = shared.counters;
+  const uint32_t* const high = shared.counters + kBuckets;
   const auto bucket_of = [](int i) {
     return kBuckets - 1 - static_cast<int>(threadIdx.x) * kRun - i;
   };
   const auto amount_of = [&](int bucket) {
-    return Amount<kWeighted>(shared.low[bucket], shared.high[bucket],
+    if (bucket < 0) return 0.0;
+    return Amount<kWeighted>(low[bucket], high[bucket],
                              prefix | static_cast<uint32_t>(bucket) << digit.shift);
   };
   double sum = 0;
@@ -106,7 +108,7 @@ __device__ void FindBucket(Shared<kBlocks, kThreads>& shared, uint32_t prefix, D
     if (amount == 0) continue;
     const uint32_t key = prefix | static_cast<uint32_t>(bucket) << digit.shift;
     const uint64_t units =
-        shared.low[bucket] + (kWeighted ? static_cast<uint64_t>(shared.high[bucket]) << 12 : 0);
+        low[bucket] + (kWeighted ? static_cast<uint64_t>(high[bucket]) << 12 : 0);
     border = {.bucket = bucket,
               .equals = static_cast<int64_t>(kWeighted ? units / Mantissa(key) : units),
               .wanted = left};
@@ -132,33 +134,26 @@ __device__ Selection FindBorder(Shared<kBlocks, kThreads>& shared, const Slice<k
       if (!Key::IsCandidate(value, index < slice.size) || (key & above) != prefix) return;
       const uint32_t bucket = (key >> digit.shift) & digit.mask;
       if constexpr (kWeighted) {
-        atomicAdd(&shared.low[bucket], Mantissa(key) & 0xFFF);
-        atomicAdd(&shared.high[bucket], Mantissa(key) >> 12);
+        atomicAdd(&shared.counters[bucket], Mantissa(key) & 0xFFF);
+        atomicAdd(&shared.counters[kBuckets + bucket], Mantissa(key) >> 12);
       } else {
-        atomicAdd(&shared.low[bucket], 1u);
+        atomicAdd(&shared.counters[bucket], 1u);
       }
     });
     __syncthreads();
     if (Group::Rank() != 0) {
-      for (int bucket = threadIdx.x; bucket < kBuckets; bucket += kThreads) {
-        if (shared.low[bucket] != 0) {
-          atomicAdd(Group::At(&shared.low[bucket], 0), shared.low[bucket]);
-        }
-        if (kWeighted && shared.high[bucket] != 0) {
-          atomicAdd(Group::At(&shared.high[bucket], 0), shared.high[bucket]);
-        }
-        shared.low[bucket] = 0;
-        shared.high[bucket] = 0;
+      for (int i = threadIdx.x; i < 2 * kBuckets; i += kThreads) {
+        const uint32_t mine = shared.counters[i];
+        if (mine == 0) continue;
+        atomicAdd(Group::At(&shared.counters[i], 0), mine);
+        shared.counters[i] = 0;
       }
     }
     Group::Sync();
     if (Group::Rank() == 0) {
       FindBucket<kWeighted>(shared, prefix, digit, wanted);
       __syncthreads();
-      for (int bucket = threadIdx.x; bucket < kBuckets; bucket += kThreads) {
-        shared.low[bucket] = 0;
-        shared.high[bucket] = 0;
-      }
+      for (int i = threadIdx.x; i < 2 * kBuckets; i += kThreads) shared.counters[i] = 0;
     }
     Group::Sync();
     prefix |= static_cast<uint32_t>(shared.border.bucket) << digit.shift;

@@ -15,6 +15,7 @@
 #include <sstream>
 
 #include "engine/limits.h"
+#include "engine/sampler/row_math.h"
 #include "engine/sampler/sampler.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/graph_cache.h"
@@ -35,6 +36,7 @@ struct Case {
   TokenHistory history;
   std::vector<int32_t> banned;
   double uniform = 0;
+  bool uniform_is_special = false;  // where rounding is likely to decide
   int top_logprobs = -1;
   std::optional<int32_t> score_token;
 
@@ -180,7 +182,8 @@ Case RandomCase(int rows, int vocab, Random& random) {
     std::iota(c.banned.begin(), c.banned.end(), 0);
   }
   c.history = RandomHistory(vocab, random);
-  c.uniform = random.Below(10) == 0 ? random.Pick({0.0, 0.5, 1 - 0x1p-53}) : random.Uniform();
+  c.uniform_is_special = random.Below(10) == 0;
+  c.uniform = c.uniform_is_special ? random.Pick({0.0, 0.5, 1 - 0x1p-53}) : random.Uniform();
   c.top_logprobs = random.Pick({-1, -1, 0, 1, Limits{}.max_logprobs});
   if (random.Below(12) == 0) c.score_token = AnyToken(vocab, random);
   return c;
@@ -217,6 +220,35 @@ std::string Difference(const DeviceSample& device, const Sample& cpu) {
         << " " << cpu.top[i].second << "; ";
   }
   return out.str();
+}
+
+// Whether the token is one that rounding of sums in double could choose: the uniform number is in
+// its share of the probability, or so near that nothing likely is between. Two equal logits at the
+// top and 0.5 are such a place: the tokens between them weigh less than the sum's last bit.
+bool IsAtABorder(const DeviceSample& device, Sampler& cpu, std::span<const float> logits,
+                 const Case& c) {
+  constexpr double kClose = 1e-7;  // of fp32 weights against the reference's
+  Sample expected = OnCpu(cpu, logits, c);
+  if (!device.finite || !expected.finite || c.score_token || c.params.temperature < 1e-5f) {
+    return false;
+  }
+  expected.token = device.token;
+  expected.logprob = static_cast<float>(ReferenceLogSoftmax(logits)[device.token]);
+  if (!Difference(device, expected).empty()) return false;
+  ReferenceHistory history;
+  for (const auto& prompt : c.history.prompts()) {
+    history.on_path.insert(prompt->begin(), prompt->end());
+  }
+  for (const TokenHistory::Count& count : c.history.generated()) {
+    history.on_path.insert(count.token);
+    history.generated[count.token] = count.times;
+  }
+  const std::vector<double> probabilities =
+      ReferenceFilter(ReferenceLogits(logits, c.params, history, c.banned), c.params).probabilities;
+  double below = 0;
+  for (int32_t token = 0; token < device.token; ++token) below += probabilities[token];
+  const double share = probabilities[device.token];
+  return share > 0 && below - kClose <= c.uniform && c.uniform <= below + share + kClose;
 }
 
 // A copy that outlives the next step.
@@ -300,28 +332,30 @@ class DeviceSamplerTest : public testing::TestWithParam<bool> {
     Sampler cpu;
     int different = 0;
     int at_a_border = 0;
+    int special = 0;
     for (int i = 0; i < num_cases; ++i) {
       const std::span<const float> row(&logits[static_cast<size_t>(cases[i].row) * vocab], vocab);
       const DeviceSample sample{drawn[i].token, drawn[i].logprob, drawn[i].finite, drawn[i].top};
       const std::string difference = Difference(sample, OnCpu(cpu, row, cases[i]));
       if (difference.empty()) continue;
-      // Rounding may move a draw over the border between two tokens, but no further.
-      bool border = false;
-      for (double shift : {-1e-6, 1e-6}) {
-        Case moved = cases[i];
-        moved.uniform = std::clamp(moved.uniform + shift, 0.0, 1 - 0x1p-53);
-        border |= Difference(sample, OnCpu(cpu, row, moved)).empty();
-      }
-      ++(border ? at_a_border : different);
-      if (different + at_a_border > 5) continue;
+      const bool border = IsAtABorder(sample, cpu, row, cases[i]);
+      ++(!border ? different : cases[i].uniform_is_special ? special : at_a_border);
+      if (different + at_a_border + special > 5) continue;
       std::printf("  vocab %d, seed %d, case %d%s: %s\n    (%s)\n", vocab, static_cast<int>(seed),
                   i, border ? ", at a border" : "", difference.c_str(),
                   cases[i].Describe().c_str());
     }
-    std::printf("vocab %d, seed %d: %d cases, %d differ at a border, %d differ\n", vocab,
-                static_cast<int>(seed), num_cases, at_a_border, different);
+    std::printf("vocab %d, seed %d: %d cases, %d differ; at a border %d, of special numbers %d\n",
+                vocab, static_cast<int>(seed), num_cases, different, at_a_border, special);
     EXPECT_EQ(different, 0);
-    EXPECT_LE(at_a_border, num_cases / 1000);
+    // With AVX2, whose bits the device has, the CPU's weights are the device's; without it a draw
+    // may differ where the last bit of a weight decides.
+    EXPECT_LE(at_a_border, HasSameWeights() ? 0 : 1 + num_cases / 1000);
+    EXPECT_LE(special, num_cases / 100);
+  }
+
+  static bool HasSameWeights() {
+    return internal::NativeRowKernels().exp_weights != internal::PortableRowKernels().exp_weights;
   }
 
   std::unique_ptr<Context> ctx_;

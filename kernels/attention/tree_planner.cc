@@ -14,6 +14,9 @@ constexpr int kDefaultBlockTokens = 128;
 constexpr int kBlocksPerWorker = 4;
 // Units of work that fill this part of the workers' rounds are even enough.
 constexpr double kGoodBalance = 0.95;
+// A piece this part above an even share is left whole: pieces of few tiles are never all alike, and
+// one more piece begins another round.
+constexpr int kSlackPart = 8;
 // With more units than this a worker, claiming them one by one balances better than cutting.
 constexpr int kManyUnitsPerWorker = 8;
 
@@ -26,10 +29,10 @@ RowInterval Clip(RowInterval rows, RowInterval tile) {
 // The pieces, at least `least`, that keep workers busy when each piece runs once a kv head.
 int64_t EvenPieces(int64_t least, int num_kv_heads, int num_workers) {
   if (least * num_kv_heads >= int64_t{kManyUnitsPerWorker} * num_workers) return least;
-  const int64_t first = std::max(least, CeilDiv(num_workers, num_kv_heads));
+  const int64_t first = std::max<int64_t>(least, num_workers / num_kv_heads);
   int64_t best = first;
   double best_balance = 0;
-  for (int64_t pieces = first; pieces <= 2 * first; ++pieces) {
+  for (int64_t pieces = first; pieces <= 2 * first + 1; ++pieces) {
     const int64_t units = pieces * num_kv_heads;
     const double balance =
         static_cast<double>(units) / static_cast<double>(CeilDiv(units, num_workers) * num_workers);
@@ -258,7 +261,8 @@ void TreePlanner::Impl::ChoosePieces() {
     costliest.emplace_back(tiles[i].cost, static_cast<int32_t>(i));
   }
   std::make_heap(costliest.begin(), costliest.end());
-  const int64_t fair_share = total * options.num_kv_heads / options.num_workers;
+  const int64_t even_share = total * options.num_kv_heads / options.num_workers;
+  const int64_t fair_share = even_share + even_share / kSlackPart;
   int64_t num_pieces = static_cast<int64_t>(tiles.size());
   const int64_t wanted = EvenPieces(num_pieces, options.num_kv_heads, options.num_workers);
   while (!costliest.empty() && (num_pieces < wanted || costliest.front().first > fair_share)) {

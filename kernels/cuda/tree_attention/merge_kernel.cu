@@ -2,6 +2,7 @@
 // partial_rows * num_heads * (head_dim + 1) * 4 bytes.
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/tree_attention/dependent_launch.cuh"
 #include "kernels/cuda/tree_attention/portable_kernel.h"
 #include "kernels/cuda/tree_attention/warp_mma.cuh"
 
@@ -68,6 +69,7 @@ __global__ void __launch_bounds__(kThreads)
   const int count = p.plan.header->num_merge_rows * p.plan.num_heads;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warps = static_cast<int>(gridDim.x) * (kThreads / 32);
+  AwaitKernelBefore();
   for (int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x) / 32; i < count; i += warps) {
     const PlanMergeRow row = rows[i / p.plan.num_heads];
     const int head = i % p.plan.num_heads;
@@ -86,15 +88,21 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t LaunchMerge(const AttentionArguments& arguments, DType dtype,
                         const AttentionDevice& device, cudaStream_t stream) {
-  const int blocks = device.num_sms * kBlocksPerSm;
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(device.num_sms * kBlocksPerSm);
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = device.overlaps ? 1 : 0;
+  cudaError_t error = cudaSuccess;
   DispatchActivation(dtype, [&]<typename T>(T) {
-    if (arguments.plan.head_dim == 128) {
-      MergeKernel<T, 128><<<blocks, kThreads, 0, stream>>>(arguments);
-    } else {
-      MergeKernel<T, 64><<<blocks, kThreads, 0, stream>>>(arguments);
-    }
+    const auto kernel = arguments.plan.head_dim == 128 ? MergeKernel<T, 128> : MergeKernel<T, 64>;
+    error = cudaLaunchKernelEx(&config, kernel, arguments);
   });
-  return cudaGetLastError();
+  return error;
 }
 
 }  // namespace espalier::cuda

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/tree_attention/async_copy.cuh"
+#include "kernels/cuda/tree_attention/dependent_launch.cuh"
 #include "kernels/cuda/tree_attention/portable_kernel.h"
 #include "kernels/cuda/tree_attention/warp_mma.cuh"
 
@@ -601,6 +602,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   __syncthreads();
+  LetDependentsStart();
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (warp < kConsumers) {
     Consume<T, kHeadDim>(block, p);

@@ -23,6 +23,7 @@ struct AttentionArguments {
 struct AttentionDevice {
   int num_sms;
   int max_shared_bytes;  // of a block
+  bool overlaps;         // a kernel may start before the one that it depends on has ended
 };
 
 // Runs every unit of the plan: writes the rows that one partition alone sees to `out`, the others

@@ -21,7 +21,8 @@ void TreeAttention(const Context& ctx, const TreeAttentionParams& p) {
 
   const CudaState& state = ctx.cuda();
   const espalier::cuda::AttentionDevice device = {.num_sms = state.num_sms,
-                                                  .max_shared_bytes = state.max_shared_bytes};
+                                                  .max_shared_bytes = state.max_shared_bytes,
+                                                  .overlaps = state.compute_capability >= 90};
   const espalier::cuda::AttentionArguments arguments = {
       .q = p.q,
       .k = p.kv.k,

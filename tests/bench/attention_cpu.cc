@@ -1,0 +1,201 @@
+// Tree attention of one layer on the CPU. KV is cold: enough layers that no cache holds them all.
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "kernels/cpu/tree_attention.h"
+#include "tests/bench/attention_measure.h"
+#include "tests/support/random_forest.h"
+
+namespace espalier::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double MicrosecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
+struct CpuMemory {
+  const AttentionProblem& problem;
+  // Layers that hold the same values.
+  std::vector<std::vector<std::byte>> k;
+  std::vector<std::vector<std::byte>> v;
+  std::vector<float> q;
+  std::vector<float> out;
+
+  KvLayerView Layer(int layer) {
+    return {.k = k[layer].data(),
+            .v = v[layer].data(),
+            .num_pages = problem.tree.num_pages,
+            .num_kv_heads = problem.num_kv_heads,
+            .head_dim = problem.head_dim,
+            .page_size = problem.tree.shape.page_size,
+            .dtype = problem.dtype};
+  }
+};
+
+CpuMemory MakeMemory(const AttentionProblem& problem) {
+  CpuMemory memory{problem, {}, {}, {}, {}};
+  std::mt19937 rng(1);
+  constexpr int64_t kColdBytes = int64_t{192} << 20;
+  constexpr int kMostLayers = 64;
+  const int64_t elements = int64_t{problem.tree.num_pages} * problem.tree.shape.page_size *
+                           problem.num_kv_heads * problem.head_dim;
+  const int64_t bytes = static_cast<int64_t>(BytesOf(problem.dtype, elements));
+  const int layers =
+      static_cast<int>(std::clamp<int64_t>(kColdBytes / (2 * bytes) + 1, 2, kMostLayers));
+  std::normal_distribution<float> normal;
+  std::vector<std::byte> layer(bytes);
+  for (int64_t i = 0; i < elements; ++i) {
+    const float value = normal(rng);
+    if (problem.dtype == DType::kF32) {
+      std::memcpy(layer.data() + i * 4, &value, 4);
+    } else if (problem.dtype == DType::kF16) {
+      const _Float16 half = static_cast<_Float16>(value);
+      std::memcpy(layer.data() + i * 2, &half, 2);
+    } else {
+      const uint16_t half = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+      std::memcpy(layer.data() + i * 2, &half, 2);
+    }
+  }
+  memory.k.assign(layers, layer);
+  std::rotate(layer.begin(), layer.begin() + 4 * (bytes / 12), layer.end());
+  memory.v.assign(layers, layer);
+  memory.q.resize(size_t(problem.tree.shape.num_queries()) * problem.num_heads * problem.head_dim);
+  for (float& x : memory.q) x = normal(rng);
+  memory.out.resize(memory.q.size());
+  return memory;
+}
+
+double Stored(const std::vector<std::byte>& bytes, DType dtype, int64_t element) {
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, bytes.data() + element * 4, 4);
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, bytes.data() + element * 2, 2);
+  if (dtype == DType::kBF16) return std::bit_cast<float>(uint32_t{bits} << 16);
+  return static_cast<float>(std::bit_cast<_Float16>(bits));
+}
+
+// ||out - reference|| / ||reference|| over a few queries, all heads, in double precision.
+double RelativeError(CpuMemory& memory, float scale) {
+  constexpr int kSampled = 4;
+  const AttentionProblem& problem = memory.problem;
+  const TreeShape& shape = problem.tree.shape;
+  const KvLayerView view = memory.Layer(0);
+  const int head_dim = problem.head_dim;
+  const int group = problem.num_heads / problem.num_kv_heads;
+  double error = 0;
+  double norm = 0;
+  for (int sample = 0; sample < kSampled; ++sample) {
+    const int query = static_cast<int>(int64_t{shape.num_queries() - 1} * sample / (kSampled - 1));
+    const std::vector<int64_t> slots = testing::VisibleSlots(shape, query);
+    for (int head = 0; head < problem.num_heads; ++head) {
+      const int64_t row = (int64_t{query} * problem.num_heads + head) * head_dim;
+      std::vector<double> weights;
+      double highest = -1e300;
+      for (const int64_t slot : slots) {
+        double score = 0;
+        for (int d = 0; d < head_dim; ++d) {
+          score += memory.q[row + d] *
+                   Stored(memory.k[0], problem.dtype, view.Offset(slot, head / group) + d);
+        }
+        weights.push_back(score * scale);
+        highest = std::max(highest, weights.back());
+      }
+      double sum = 0;
+      for (double& weight : weights) sum += weight = std::exp(weight - highest);
+      for (int d = 0; d < head_dim; ++d) {
+        double want = 0;
+        for (size_t s = 0; s < slots.size(); ++s) {
+          want += weights[s] / sum *
+                  Stored(memory.v[0], problem.dtype, view.Offset(slots[s], head / group) + d);
+        }
+        error += (memory.out[row + d] - want) * (memory.out[row + d] - want);
+        norm += want * want;
+      }
+    }
+  }
+  return std::sqrt(error / norm);
+}
+
+AttentionTimes MeasureVariant(const Context& ctx, AttentionVariant variant, CpuMemory& memory) {
+  const AttentionProblem& problem = memory.problem;
+  PlanOptions options{.variant = variant,
+                      .group_size = problem.num_heads / problem.num_kv_heads,
+                      .num_kv_heads = problem.num_kv_heads,
+                      .num_workers = problem.threads,
+                      .block_tokens = problem.block_tokens};
+  if (problem.tile_rows > 0) options.tile_rows = problem.tile_rows;
+  TreePlanner planner;
+  const TreePlan& plan = planner.Plan(problem.tree.shape, options);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(problem.head_dim));
+  const auto attend = [&](int layer) {
+    kernels::cpu::TreeAttention(ctx, {.q = memory.q.data(),
+                                      .kv = memory.Layer(layer),
+                                      .plan = &plan,
+                                      .num_heads = problem.num_heads,
+                                      .scale = scale,
+                                      .out = memory.out.data()});
+  };
+  std::fill(memory.out.begin(), memory.out.end(), std::nanf(""));
+  attend(0);
+  const double error = RelativeError(memory, scale);
+  const int layers = static_cast<int>(memory.k.size());
+  std::vector<double> layer_us;
+  for (int i = 0; i < problem.repeats; ++i) {
+    const int first = i * 2 % layers;
+    const Clock::time_point start = Clock::now();
+    for (int layer = 0; layer < 2; ++layer) attend((first + layer) % layers);
+    layer_us.push_back(MicrosecondsSince(start) / 2);
+  }
+  return {.variant = variant,
+          .us = Percentile(layer_us, 0.5),
+          .spread_us = Percentile(layer_us, 0.9) - Percentile(layer_us, 0.1),
+          .plan_us = TimePlanning(problem.tree.shape, options, problem.repeats),
+          .error = error,
+          .partitions = plan.num_partitions(),
+          .partial_bytes = plan.PartialBytes(problem.num_heads, problem.head_dim),
+          .stats = plan.stats};
+}
+
+}  // namespace
+
+double Percentile(std::vector<double> values, double p) {
+  const auto at =
+      values.begin() + static_cast<ptrdiff_t>(p * static_cast<double>(values.size() - 1));
+  std::nth_element(values.begin(), at, values.end());
+  return *at;
+}
+
+double TimePlanning(const TreeShape& shape, const PlanOptions& options, int repeats) {
+  TreePlanner planner;
+  std::vector<double> times;
+  for (int i = 0; i < repeats; ++i) {
+    const Clock::time_point start = Clock::now();
+    planner.Plan(shape, options);
+    times.push_back(MicrosecondsSince(start));
+  }
+  return Percentile(times, 0.5);
+}
+
+AttentionReport MeasureOnCpu(const AttentionProblem& problem) {
+  const Context ctx = Context::Cpu(problem.threads, CpuPrecision::kF32);
+  CpuMemory memory = MakeMemory(problem);
+  AttentionReport report;
+  report.device = std::string("cpu ") + CpuIsaName(ctx.cpu_isa()) + ", " +
+                  std::to_string(problem.threads) + " threads";
+  for (const AttentionVariant variant : problem.variants) {
+    report.variants.push_back(MeasureVariant(ctx, variant, memory));
+  }
+  return report;
+}
+
+}  // namespace espalier::bench

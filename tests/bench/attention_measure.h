@@ -1,0 +1,57 @@
+// Times the plan variants of tree attention on one problem, on a device.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/attention/tree_plan.h"
+#include "kernels/core/dtype.h"
+#include "tests/bench/attention_cases.h"
+
+namespace espalier::bench {
+
+struct AttentionProblem {
+  AttentionCase tree;
+  int num_heads = 32;
+  int num_kv_heads = 8;
+  int head_dim = 128;
+  DType dtype = DType::kF16;
+  std::vector<AttentionVariant> variants;
+  int block_tokens = 0;  // as in PlanOptions
+  int tile_rows = 0;     // 0: the device's own
+  int threads = 1;       // of the host
+  int repeats = 0;
+
+  int64_t TokenBytes() const { return 2 * num_kv_heads * BytesOf(dtype, head_dim); }
+};
+
+// One variant. Times are of a layer.
+struct AttentionTimes {
+  AttentionVariant variant;
+  double us = 0;         // median
+  double spread_us = 0;  // between the 10th and the 90th percentile
+  double plan_us = 0;    // median, host
+  double error = 0;      // ||out - reference|| / ||reference||
+  int partitions = 0;
+  int64_t partial_bytes = 0;
+  PlanStats stats;
+};
+
+struct AttentionReport {
+  std::string device;
+  double read_bytes_per_s = 0;  // measured in the same run; 0: not measured
+  double flops_per_s = 0;       // of a large matrix product, likewise
+  std::vector<AttentionTimes> variants;
+};
+
+AttentionReport MeasureOnCpu(const AttentionProblem& problem);
+// Throws CLI::ValidationError where there is no CUDA device.
+AttentionReport MeasureOnCuda(const AttentionProblem& problem);
+
+// Percentile p of [0, 1].
+double Percentile(std::vector<double> values, double p);
+
+// Median microseconds of planning `repeats` times.
+double TimePlanning(const TreeShape& shape, const PlanOptions& options, int repeats);
+
+}  // namespace espalier::bench

@@ -82,6 +82,9 @@ absl::StatusOr<std::optional<ServerOptions>> ParseCommandLine(int argc, const ch
   std::string config_path;
   app.add_option("--config", config_path, "JSON file of settings: flags' names with underscores")
       ->type_name("FILE");
+  app.add_option("--probe", options.probe,
+                 "Only ask the server at this address whether it serves: exit status 0 if it does")
+      ->type_name("HOST:PORT");
   std::vector<std::pair<const Setting*, std::string>> given;
   for (const Setting& setting : AllSettings()) {
     app.add_option_function<std::string>(
@@ -102,6 +105,7 @@ absl::StatusOr<std::optional<ServerOptions>> ParseCommandLine(int argc, const ch
     return absl::InvalidArgumentError(error.what());
   }
 
+  if (!options.probe.empty()) return options;
   if (!config_path.empty()) {
     if (absl::Status status = ApplyConfigFile(config_path, &options); !status.ok()) return status;
   }

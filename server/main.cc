@@ -21,12 +21,14 @@
 #include "server/flags.h"
 #include "server/load_progress.h"
 #include "server/log.h"
+#include "server/probe.h"
 #include "server/server.h"
 
 namespace espalier {
 namespace {
 
 constexpr int kBadUsage = 2;
+constexpr absl::Duration kProbeTimeout = absl::Seconds(5);
 
 // Waits for the first SIGTERM or SIGINT; a second one ends the process at once. While a model
 // loads, signals keep their default action: there is nothing to drain yet.
@@ -165,6 +167,12 @@ int Main(int argc, const char* const* argv) {
     return kBadUsage;
   }
   if (!options->has_value()) return 0;  // --help, --version
+
+  if (!(*options)->probe.empty()) {
+    const absl::Status status = Probe((*options)->probe, kProbeTimeout);
+    if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
+    return status.ok() ? 0 : 1;
+  }
 
   std::signal(SIGPIPE, SIG_IGN);  // of a stdout that nobody reads any more
   InitLog((*options)->log_level);

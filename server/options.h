@@ -24,6 +24,7 @@ struct ServerOptions {
   RpcOptions rpc;
   absl::Duration drain_timeout = absl::Seconds(30);
   LogLevel log_level = LogLevel::kInfo;
+  std::string probe;  // not empty: ask the server at this address for its health, and end
 };
 
 }  // namespace espalier

@@ -157,6 +157,16 @@ TEST_F(BinaryTest, APortInUseIsExplained) {
               AllOf(HasSubstr(address), HasSubstr("in use")));
 }
 
+TEST_F(BinaryTest, AProbeTellsWhetherTheServerServes) {
+  Process server(Command());
+  const std::string address = AddressOf(&server);
+  EXPECT_EQ(Process({ESPALIER_SERVER_BINARY, "--probe", address}).Wait(), 0);
+  server.Signal(SIGTERM);
+  EXPECT_EQ(server.Wait(), 0);
+  EXPECT_THAT(FailureOf({ESPALIER_SERVER_BINARY, "--probe", address}, 1),
+              AllOf(HasSubstr("UNAVAILABLE"), HasSubstr(address)));
+}
+
 TEST_F(BinaryTest, TheDemoModelAnswersAChat) {
   const char* model = std::getenv("ESPALIER_DEMO_MODEL");
   if (model == nullptr) GTEST_SKIP() << "ESPALIER_DEMO_MODEL names no GGUF file";

@@ -9,6 +9,7 @@
 
 #include "tests/support/chain_decoder.h"
 #include "tests/support/cuda_test.h"
+#include "tests/support/poisoned_checkpoint.h"
 #include "tests/support/tensor_file.h"
 
 namespace espalier {
@@ -63,6 +64,98 @@ TEST_P(CudaLlamaTest, GoldensOfTransformers) {
     std::printf("%s, chunks of %d: relative error %.2e, largest %.3f\n",
                 std::string(Info(dtype()).name).c_str(), chunk, relative, largest);
     EXPECT_LT(relative, dtype() == DType::kF16 ? 4e-3 : 3e-2);
+  }
+}
+
+// A prompt with two branches below it. A NaN in one must not change a bit of the other's logits.
+TEST_P(CudaLlamaTest, ANaNStaysInItsOwnRows) {
+  constexpr int kPrompt = 40, kBranch = 5, kPoison = 77, kPageSize = 16;
+  constexpr int kRows = kPrompt + 2 * kBranch;
+  auto base =
+      Checkpoint::Open(std::string(ESPALIER_SOURCE_DIR) + "/tests/golden/tiny/llama-head64-llama3");
+  ASSERT_TRUE(base.ok()) << base.status();
+  PoisonedCheckpoint checkpoint(*std::move(base), kPoison);
+  auto model = Llama::Create(ctx(), &checkpoint, kMaxRows, kMaxRows);
+  ASSERT_TRUE(model.ok()) << model.status();
+  const ModelConfig& config = (*model)->config();
+
+  TreeShape shape;
+  shape.page_size = kPageSize;
+  shape.AddNode(-1, kPrompt, 0, std::vector<int32_t>{3, 1, 4});
+  shape.AddNode(0, kBranch, 0, std::vector<int32_t>{0});
+  shape.AddNode(0, kBranch, 0, std::vector<int32_t>{2});
+  std::vector<int32_t> positions, logits_rows;
+  std::vector<int64_t> slots;
+  const auto add_rows = [&](int node, int count, int first_position) {
+    for (int i = 0; i < count; ++i) {
+      logits_rows.push_back(shape.num_queries());
+      shape.AddQuery(node, i);
+      positions.push_back(first_position + i);
+      const int page = shape.page_ids[shape.page_begin[node] + i / kPageSize];
+      slots.push_back(int64_t{page} * kPageSize + i % kPageSize);
+    }
+  };
+  add_rows(0, kPrompt, 0);
+  add_rows(1, kBranch, kPrompt);
+  add_rows(2, kBranch, kPrompt);
+
+  for (const AttentionVariant variant :
+       {AttentionVariant::kDefault, AttentionVariant::kSequence, AttentionVariant::kNode,
+        AttentionVariant::kNodeChunk, AttentionVariant::kFlatten}) {
+    SCOPED_TRACE(::testing::Message() << "variant " << static_cast<int>(variant));
+    TreePlanner planner;
+    const TreePlan& plan =
+        planner.Plan(shape, CudaPlanOptions(ctx(), variant, config.num_heads, config.num_kv_heads));
+    PlanBuffers buffers(ctx(), config.num_heads, config.head_dim);
+    ASSERT_TRUE(buffers.Upload(plan));
+    std::vector<float> clean;
+    for (const bool poisoned : {false, true}) {
+      std::vector<int32_t> tokens(kRows);
+      for (int r = 0; r < kRows; ++r) tokens[r] = (r * 31 + 7) % 70;
+      if (poisoned) tokens[kPrompt + 2] = kPoison;
+      std::vector<DeviceBuffer> memory;
+      std::vector<KvLayerView> kv;
+      for (int layer = 0; layer < config.num_layers; ++layer) {
+        KvLayerView view{.num_pages = 5,
+                         .num_kv_heads = config.num_kv_heads,
+                         .head_dim = config.head_dim,
+                         .page_size = kPageSize,
+                         .dtype = dtype()};
+        const int64_t elements = int64_t{5} * kPageSize * config.num_kv_heads * config.head_dim;
+        for (void** side : {&view.k, &view.v}) {
+          memory.emplace_back(ctx(), BytesOf(dtype(), elements));
+          FillDevice(ctx(), memory.back().As<void>(), 0, memory.back().bytes());
+          *side = memory.back().As<void>();
+        }
+        kv.push_back(view);
+      }
+      const Llama::Output output = (*model)->Forward(ctx(),
+                                                     {.token_ids = tokens,
+                                                      .positions = positions,
+                                                      .kv_slots = slots,
+                                                      .logits_rows = logits_rows,
+                                                      .device_plan = &buffers.device_plan()},
+                                                     kv);
+      std::vector<float> logits(output.logits.size());
+      std::vector<uint8_t> bad(output.row_bad.size());
+      CopyToHost(ctx(), logits.data(), output.logits.data(), logits.size() * sizeof(float));
+      CopyToHost(ctx(), bad.data(), output.row_bad.data(), bad.size());
+      Synchronize(ctx());
+      if (!poisoned) {
+        clean = logits;
+        continue;
+      }
+      for (int r = 0; r < kRows; ++r) {
+        const bool own = r == kPrompt + 2;
+        EXPECT_EQ(bad[r], own) << "row " << r;
+        // Rows behind it in its own branch read what was stored in place of its KV.
+        if (r >= kPrompt && r < kPrompt + kBranch) continue;
+        for (int t = 0; t < config.vocab_size; ++t) {
+          ASSERT_EQ(logits[r * config.vocab_size + t], clean[r * config.vocab_size + t])
+              << "row " << r << " token " << t;
+        }
+      }
+    }
   }
 }
 

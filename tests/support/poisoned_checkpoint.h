@@ -1,4 +1,5 @@
-// A checkpoint of which one token's embedding is not a number.
+// A checkpoint of which one token's embedding is not a number. A tied output projection is not
+// poisoned with it, or every row of logits would be.
 #pragma once
 
 #include <cstring>
@@ -14,10 +15,15 @@ namespace espalier {
 class PoisonedCheckpoint : public Checkpoint {
  public:
   PoisonedCheckpoint(std::unique_ptr<Checkpoint> base, int32_t token)
-      : base_(std::move(base)), token_(token) {}
+      : base_(std::move(base)), config_(base_->config()), token_(token) {
+    config_.tied_embeddings = false;
+  }
 
-  const ModelConfig& config() const override { return base_->config(); }
+  const ModelConfig& config() const override { return config_; }
   absl::StatusOr<ConstMatrix> Tensor(std::string_view name, int64_t rows, int64_t cols) override {
+    if (base_->config().tied_embeddings && name == "lm_head.weight") {
+      return base_->Tensor("model.embed_tokens.weight", rows, cols);
+    }
     absl::StatusOr<ConstMatrix> matrix = base_->Tensor(name, rows, cols);
     if (!matrix.ok() || name != "model.embed_tokens.weight") return matrix;
     const size_t row_bytes = BytesOf(matrix->dtype, cols);
@@ -35,6 +41,7 @@ class PoisonedCheckpoint : public Checkpoint {
 
  private:
   const std::unique_ptr<Checkpoint> base_;
+  ModelConfig config_;
   const int32_t token_;
   std::vector<std::byte> embedding_;
 };

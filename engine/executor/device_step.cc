@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/cuda_device.h"
 
 namespace espalier {
 namespace {
@@ -87,6 +88,7 @@ bool DeviceStep::UploadRequests(const StepBatch& batch) {
 }
 
 absl::Status DeviceStep::Launch(const StepBatch& batch, const TreePlan& plan) {
+  cuda::UseDevice(ctx_);
   const int rows = Bucket(batch.num_rows(), options_.max_rows);
   const int logits_rows =
       Bucket(static_cast<int>(batch.logits_rows.size()), options_.max_logits_rows);

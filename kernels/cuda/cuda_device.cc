@@ -79,12 +79,16 @@ void CloseDevice(CudaState* state) {
   delete state;
 }
 
+void UseDevice(const Context& ctx) {
+  Check(ctx, "select the device", cudaSetDevice(ctx.cuda().index));
+}
+
 void Synchronize(const Context& ctx) {
   Check(ctx, "synchronize", cudaStreamSynchronize(StreamOf(ctx)));
 }
 
 void* AllocateDevice(const Context& ctx, size_t bytes) {
-  Check(ctx, "select the device", cudaSetDevice(ctx.cuda().index));
+  UseDevice(ctx);
   void* data = nullptr;
   if (cudaMalloc(&data, bytes) == cudaSuccess) return data;
   cudaGetLastError();  // the caller says what could not be had
@@ -94,7 +98,7 @@ void* AllocateDevice(const Context& ctx, size_t bytes) {
 void FreeDevice(void* data) { cudaFree(data); }
 
 void* AllocatePinned(const Context& ctx, size_t bytes) {
-  Check(ctx, "select the device", cudaSetDevice(ctx.cuda().index));
+  UseDevice(ctx);
   void* data = nullptr;
   if (cudaMallocHost(&data, bytes) == cudaSuccess) return data;
   cudaGetLastError();

@@ -15,6 +15,8 @@ CudaState* OpenDevice(int index, std::string* error);
 void CloseDevice(CudaState* state);
 int NumDevices();  // 0 as well when there is no driver
 
+// Makes the context's device the calling thread's; a thread begins with device 0.
+void UseDevice(const Context& ctx);
 // Waits for the stream. An error of what ran on it is recorded.
 void Synchronize(const Context& ctx);
 

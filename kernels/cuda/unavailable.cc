@@ -49,6 +49,7 @@ CudaState* OpenDevice(int, std::string* error) {
 }
 void CloseDevice(CudaState* state) { ESPALIER_CHECK(state == nullptr); }
 int NumDevices() { return 0; }
+void UseDevice(const Context&) { Unavailable(); }
 void Synchronize(const Context&) { Unavailable(); }
 void* AllocateDevice(const Context&, size_t) { Unavailable(); }
 void FreeDevice(void*) { Unavailable(); }

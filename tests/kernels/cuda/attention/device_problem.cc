@@ -5,11 +5,25 @@
 
 #include "kernels/cuda/tree_attention/device_plan.h"
 #include "kernels/ops.h"
+#include "tests/kernels/cuda/attention/device_measure.h"
 
 namespace espalier::testing {
 namespace {
 
 float Scale(int head_dim) { return 1.0f / std::sqrt(static_cast<float>(head_dim)); }
+
+AttentionError Compare(const std::vector<double>& got, const std::vector<double>& expected) {
+  double error = 0;
+  double norm = 0;
+  double largest = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double difference = got[i] - expected[i];
+    error += difference * difference;
+    norm += expected[i] * expected[i];
+    if (!(std::abs(difference) <= largest)) largest = std::abs(difference);
+  }
+  return {.relative = std::sqrt(error / norm), .largest = largest};
+}
 
 }  // namespace
 
@@ -47,12 +61,16 @@ void DeviceProblem::Upload(const Context& ctx) {
   CopyToDevice(ctx, q_device_.As<void>(), q_.data(), q_.size());
 }
 
-void DeviceProblem::Attend(const Context& ctx, const PlanBuffers& buffers) const {
+KvLayerView DeviceProblem::DeviceKv() const {
   KvLayerView kv = kv_->view();
   kv.k = k_device_.As<void>();
   kv.v = v_device_.As<void>();
+  return kv;
+}
+
+void DeviceProblem::Attend(const Context& ctx, const PlanBuffers& buffers) const {
   kernels::TreeAttention(ctx, {.q = q_device_.As<void>(),
-                               .kv = kv,
+                               .kv = DeviceKv(),
                                .plan = nullptr,
                                .device_plan = &buffers.device_plan(),
                                .num_heads = num_heads(),
@@ -78,16 +96,22 @@ std::vector<std::byte> DeviceProblem::Download(const Context& ctx) const {
 }
 
 AttentionError DeviceProblem::ErrorOf(const std::vector<std::byte>& out) const {
-  double error = 0;
-  double norm = 0;
-  double largest = 0;
-  for (size_t i = 0; i < expected_.size(); ++i) {
-    const double difference = LoadAs(options_.dtype, static_cast<int64_t>(i), out) - expected_[i];
-    error += difference * difference;
-    norm += expected_[i] * expected_[i];
-    if (!(std::abs(difference) <= largest)) largest = std::abs(difference);
+  std::vector<double> values(expected_.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = LoadAs(options_.dtype, static_cast<int64_t>(i), out);
   }
-  return {.relative = std::sqrt(error / norm), .largest = largest};
+  return Compare(values, expected_);
+}
+
+AttentionError DeviceProblem::ErrorOfReference(const Context& ctx) const {
+  const DeviceBuffer out(ctx, expected_.size() * sizeof(float));
+  FillDevice(ctx, out.As<void>(), 0xff, out.bytes());
+  ReferenceAttention(ctx, shape(), DeviceKv(), q_device_.As<void>(), num_heads(),
+                     Scale(options_.head_dim), out.As<float>());
+  std::vector<float> values(expected_.size());
+  CopyToHost(ctx, values.data(), out.As<void>(), out.bytes());
+  Synchronize(ctx);
+  return Compare({values.begin(), values.end()}, expected_);
 }
 
 }  // namespace espalier::testing

@@ -42,15 +42,19 @@ class DeviceProblem {
   size_t out_bytes() const { return expected_.size() * 2; }
 
   void Upload(const Context& ctx);
-  // Enqueues the attention of the plan that `buffers` holds; `out` defaults to the problem's own.
+  // Enqueues the attention of the plan that `buffers` holds.
   void Attend(const Context& ctx, const PlanBuffers& buffers) const;
   // Fills the output and the plan's partial states with NaN.
   void Poison(const Context& ctx, const PlanBuffers& buffers, const TreePlan& plan) const;
   std::vector<std::byte> Download(const Context& ctx) const;
 
   AttentionError ErrorOf(const std::vector<std::byte>& out) const;
+  // Of the plain kernel that benchmarks compare with.
+  AttentionError ErrorOfReference(const Context& ctx) const;
 
  private:
+  KvLayerView DeviceKv() const;
+
   Forest forest_;
   DeviceProblemOptions options_;
   std::unique_ptr<KvMemory> kv_;

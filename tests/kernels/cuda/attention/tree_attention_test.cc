@@ -294,6 +294,23 @@ INSTANTIATE_TEST_SUITE_P(Cases, CudaTreeAttentionLarge,
                                            LargeCase{"LongChain", LongChain}),
                          [](const auto& param_info) { return param_info.param.name; });
 
+// What benchmarks compare with, in fp32 throughout.
+TEST(CudaReferenceAttention, EqualsTheDefinition) {
+  std::string why_not;
+  const std::unique_ptr<Context> ctx = OpenContext(DType::kBF16, &why_not);
+  if (ctx == nullptr) GTEST_SKIP() << why_not;
+  for (uint64_t seed = 0; seed < 10; ++seed) {
+    SCOPED_TRACE(seed);
+    Rng rng(seed);
+    DeviceProblem problem(seed, RandomForest(rng, kAllForestKinds[seed % 5], 16),
+                          {.head_dim = seed < 5 ? 64 : 128,
+                           .group_size = 3,
+                           .unseen = std::numeric_limits<float>::quiet_NaN()});
+    problem.Upload(*ctx);
+    EXPECT_LE(problem.ErrorOfReference(*ctx).relative, 1e-5);
+  }
+}
+
 // A captured graph reads whatever plan is in the buffers, of whichever size, with other partitions,
 // rows and numbers of partial states than at its capture.
 TEST(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {

@@ -120,8 +120,10 @@ void EngineThread::Run() {
   while (TakeMessages(!stepped_)) {
     const Clock::time_point start = Clock::now();
     for (Message& message : taken_) message();
-    taken_.clear();
     running_stats_.schedule_ms += MsSince(start);
+    // A client hears of what it asked for before the step that may take a while.
+    if (!taken_.empty()) Publish();
+    taken_.clear();
     Step();
     Publish();
   }
@@ -174,18 +176,23 @@ void EngineThread::Publish() {
   running_stats_.pages_locked = radix_.num_locked_pages();
   running_stats_.pages_retiring = pool_.num_retiring();
 
-  std::vector<std::string> ended;
-  if (running_stats_.scheduler.trees_finished != finished_before) {
-    std::erase_if(running_ids_, [&](const std::string& id) {
-      if (scheduler_.Contains(id)) return false;
-      ended.push_back(id);
-      return true;
-    });
+  {
+    const std::lock_guard lock(mutex_);
+    stats_ = running_stats_;
+    unstarted_ -= std::exchange(taken_trees_, 0);
   }
+  const Clock::time_point start = Clock::now();
+  scheduler_.Emit();
+  running_stats_.emit_ms += MsSince(start);
 
+  if (running_stats_.scheduler.trees_finished == finished_before) return;
+  std::vector<std::string> ended;
+  std::erase_if(running_ids_, [&](const std::string& id) {
+    if (scheduler_.Contains(id)) return false;
+    ended.push_back(id);
+    return true;
+  });
   const std::lock_guard lock(mutex_);
-  stats_ = running_stats_;
-  unstarted_ -= std::exchange(taken_trees_, 0);
   for (const std::string& id : ended) live_ids_.erase(id);
   if (live_ids_.empty()) ended_.notify_all();
 }

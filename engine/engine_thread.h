@@ -62,6 +62,7 @@ class EngineThread {
   void Step();
   // The open step failed.
   void Fail(const absl::Status& failure);
+  // Publishes the statistics, then emits: who has an event finds it counted.
   void Publish();
   void Post(Message message);
 

@@ -11,18 +11,21 @@ Outbox::Outbox(size_t capacity, std::shared_ptr<OutputSink> sink)
   ESPALIER_CHECK(capacity_ > 0);
 }
 
-void Outbox::Push(TreeEvent event) {
-  const std::lock_guard lock(mutex_);
-  events_.push_back(std::move(event));
-}
+void Outbox::Push(TreeEvent event) { pushed_.push_back(std::move(event)); }
 
 bool Outbox::full() const {
   const std::lock_guard lock(mutex_);
-  return events_.size() >= capacity_;
+  return events_.size() + pushed_.size() >= capacity_;
 }
 
-// Outside the lock: the sink may pop at once.
-void Outbox::Notify() {
+void Outbox::Deliver() {
+  if (pushed_.empty()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    for (TreeEvent& event : pushed_) events_.push_back(std::move(event));
+  }
+  pushed_.clear();
+  // Outside the lock: the sink may pop at once.
   if (sink_ != nullptr) sink_->OnEvents();
 }
 

@@ -1,17 +1,20 @@
-// Bounded queue of events from the engine thread to the request's owner. Thread-safe.
+// Bounded queue of events from the engine thread to the request's owner. Thread-safe. What is
+// pushed stays with the engine thread until it is delivered: the engine publishes a step's
+// statistics in between, so that whoever has an event finds it counted.
 #pragma once
 
 #include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 #include "engine/event.h"
 
 namespace espalier {
 
-// Told after new events were pushed. Called on the engine thread: must return at once, and may be
-// called once more after the owner popped TreeFinished, so the owner keeps it alive until then.
+// Told after new events were delivered. Called on the engine thread: must return at once, and may
+// be called once more after the owner popped TreeFinished, so the owner keeps it alive until then.
 class OutputSink {
  public:
   virtual ~OutputSink() = default;
@@ -26,7 +29,8 @@ class Outbox {
   // so a queue exceeds its capacity by at most one step's events.
   void Push(TreeEvent event);
   bool full() const;
-  void Notify();  // tells the sink, after a step
+  // Hands over what was pushed and tells the sink. Does nothing when nothing was.
+  void Deliver();
 
   // Owner.
   std::optional<TreeEvent> Pop();
@@ -34,6 +38,7 @@ class Outbox {
  private:
   const size_t capacity_;
   const std::shared_ptr<OutputSink> sink_;
+  std::vector<TreeEvent> pushed_;  // engine thread only
   mutable std::mutex mutex_;
   std::deque<TreeEvent> events_;
 };

@@ -167,6 +167,12 @@ void Scheduler::Abandon(const absl::Status& status, absl::Time now) {
   CancelAll(status, now);
 }
 
+void Scheduler::Emit() {
+  for (auto& live : trees_) live->tree->outbox().Deliver();
+  for (auto& live : ended_) live->tree->outbox().Deliver();
+  ended_.clear();
+}
+
 void Scheduler::EndOverdue(absl::Time now) {
   for (auto& live : trees_) {
     const DecodeTree& tree = *live->tree;
@@ -686,7 +692,11 @@ void Scheduler::RemoveFinished(absl::Time now) {
       FinishTree(*live, absl::OkStatus(), FinishReason::kStop, now);
     }
   }
-  std::erase_if(trees_, [](const auto& live) { return live->tree->finished(); });
+  std::erase_if(trees_, [&](auto& live) {
+    if (!live->tree->finished()) return false;
+    ended_.push_back(std::move(live));
+    return true;
+  });
 }
 
 // Position of the node's first token.

@@ -74,6 +74,9 @@ class Scheduler {
   // Instead of Commit, when the step failed: ends every tree with `status`.
   void Abandon(const absl::Status& status, absl::Time now);
 
+  // Hands the events of all calls since the last Emit to the trees' owners.
+  void Emit();
+
   bool empty() const { return trees_.empty(); }
   // When Schedule returned null though trees live: they wait for their clients until then.
   std::optional<absl::Time> NextDeadline() const;
@@ -186,6 +189,7 @@ class Scheduler {
   RadixTree* const radix_;
 
   std::vector<std::unique_ptr<LiveTree>> trees_;  // in rank order
+  std::vector<std::unique_ptr<LiveTree>> ended_;  // since the last Emit
   uint64_t arrivals_ = 0;
   uint64_t step_ = 0;
   bool step_open_ = false;

@@ -200,17 +200,14 @@ void DecodeTree::EndBranch(Segment& s, FinishReason reason, std::string stop_rea
 
 void DecodeTree::Started() {
   init_.outbox->Push(TreeStarted{.tree_id = init_.tree_id, .seed = init_.seed});
-  init_.outbox->Notify();
 }
 
 void DecodeTree::Flush() {
-  if (pending_tokens_.branches.empty() && pending_ends_.empty()) return;
   if (!pending_tokens_.branches.empty()) {
     init_.outbox->Push(std::exchange(pending_tokens_, {}));
   }
   for (TreeEvent& event : pending_ends_) init_.outbox->Push(std::move(event));
   pending_ends_.clear();
-  init_.outbox->Notify();
 }
 
 void DecodeTree::Finish(const absl::Status& status, FinishReason reason, absl::Time now) {
@@ -225,7 +222,6 @@ void DecodeTree::Finish(const absl::Status& status, FinishReason reason, absl::T
   Flush();
   usage_.total_ms = absl::ToDoubleMilliseconds(now - init_.submitted);
   init_.outbox->Push(TreeFinished{.status = status, .usage = usage_});
-  init_.outbox->Notify();
 }
 
 }  // namespace espalier

@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <condition_variable>
+#include <mutex>
 #include <random>
 
 #include "absl/time/clock.h"
@@ -184,6 +186,46 @@ TEST(Engine, PreemptionChangesNothing) {
   EXPECT_EQ(stats.pages_free + stats.pages_cached, 14);
 }
 
+// Looks at the statistics when it is told of an event, before the engine goes on.
+class StatisticsSink : public OutputSink {
+ public:
+  explicit StatisticsSink(const Engine* engine) : engine_(engine) {}
+  void OnEvents() override {
+    const std::lock_guard lock(mutex_);
+    seen_.push_back(engine_->Stats());
+    changed_.notify_all();
+  }
+  std::vector<EngineStats> AwaitEnd() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !seen_.empty() && seen_.back().trees_finished > 0; });
+    return seen_;
+  }
+
+ private:
+  const Engine* const engine_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<EngineStats> seen_;
+};
+
+// A client that acts on an event at once finds it in the statistics.
+TEST(Engine, StatisticsAreNoOlderThanEvents) {
+  const std::unique_ptr<Engine> engine = MakeEngine(ExactConfig(Sharing::kCache));
+  TreeRequest request;
+  request.nodes = {Node(-1, {1, 2, 3}, Greedy(4))};
+  auto sink = std::make_shared<StatisticsSink>(engine.get());
+  ASSERT_TRUE(engine->Submit(request, sink).ok());
+  const std::vector<EngineStats> seen = sink->AwaitEnd();
+  EXPECT_EQ(seen.front().trees_waiting, 1);
+  // A step whose token ends within a character says nothing; the others are counted when they do.
+  for (size_t i = 1; i < seen.size(); ++i) EXPECT_GT(seen[i].steps, seen[i - 1].steps);
+  EXPECT_EQ(seen.back().steps, 4);
+  EXPECT_EQ(seen.back().trees_finished, 1);
+  EXPECT_EQ(seen.back().completion_tokens, 4);
+  EXPECT_EQ(seen.back().branches_live, 0);
+  EXPECT_EQ(seen.back().pages_locked, 0);
+}
+
 // A few-shot tree computes and reads what the tree says, and no more.
 TEST(Engine, UsageIsWhatTheTreePredicts) {
   constexpr int kBranches = 16, kPrompt = 96, kQuestion = 5, kTokens = 12;
@@ -256,7 +298,6 @@ TEST(Engine, SiblingsShareOnePrefill) {
     calls.push_back(*TreeCall::Start(*engine, request));
   }
   for (auto& call : calls) ASSERT_TRUE(call->Wait().status.ok());
-  engine->Drain(absl::Seconds(10));  // the counters are published after the last event
   // Each request: its own last token and one decoded token.
   EXPECT_EQ(engine->Stats().computed_tokens, 500 + 4 * 2);
 }

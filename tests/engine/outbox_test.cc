@@ -26,6 +26,8 @@ TEST(OutboxTest, HandsEventsOverInOrder) {
   Outbox outbox(2, nullptr);
   EXPECT_FALSE(outbox.Pop().has_value());
   for (int i = 0; i < 5; ++i) outbox.Push(Event(i));
+  EXPECT_FALSE(outbox.Pop().has_value()) << "an event that was not delivered";
+  outbox.Deliver();
   for (int i = 0; i < 5; ++i) {
     const std::optional<TreeEvent> event = outbox.Pop();
     ASSERT_TRUE(event.has_value());
@@ -42,18 +44,22 @@ TEST(OutboxTest, IsFullAtItsCapacityButTakesMore) {
   EXPECT_TRUE(outbox.full());
   outbox.Push(Event(2));
   EXPECT_TRUE(outbox.full());
+  outbox.Deliver();
+  EXPECT_TRUE(outbox.full());
   outbox.Pop();
   EXPECT_TRUE(outbox.full());
   outbox.Pop();
   EXPECT_FALSE(outbox.full());
 }
 
-TEST(OutboxTest, TellsItsSinkOnlyWhenAsked) {
+TEST(OutboxTest, TellsItsSinkOfWhatItDelivers) {
   auto sink = std::make_shared<CountingSink>();
   Outbox outbox(2, sink);
   outbox.Push(Event(0));
   EXPECT_EQ(sink->calls, 0);
-  outbox.Notify();
+  outbox.Deliver();
+  EXPECT_EQ(sink->calls, 1);
+  outbox.Deliver();
   EXPECT_EQ(sink->calls, 1);
 }
 
@@ -73,7 +79,7 @@ TEST(OutboxTest, ASinkMayPop) {
   sink->outbox = &outbox;
   outbox.Push(Event(0));
   outbox.Push(Event(1));
-  outbox.Notify();
+  outbox.Deliver();
   EXPECT_EQ(sink->popped, 2);
 }
 
@@ -89,7 +95,7 @@ TEST(OutboxTest, LosesAndReordersNothingBetweenTwoThreads) {
         continue;
       }
       outbox.Push(Event(i++));
-      outbox.Notify();
+      outbox.Deliver();
     }
   });
   for (int expected = 0; expected < kEvents;) {

@@ -42,6 +42,7 @@ class SchedulerTest : public testing::TestWithParam<Sharing> {
     std::vector<Sample> samples(batch->tasks.size());
     for (Sample& sample : samples) sample.token = 7;
     scheduler_.Commit(samples, std::vector<uint8_t>(batch->num_rows(), 0), absl::UnixEpoch());
+    scheduler_.Emit();
     scheduler_.CheckInvariants();
   }
 

@@ -123,6 +123,7 @@ void Simulation::Submit() {
   auto tree = std::make_unique<DecodeTree>(std::move(init));
   client.tree = tree.get();
   scheduler_.Submit(std::move(tree));
+  scheduler_.Emit();
 }
 
 void Simulation::Read(const std::string& id, Client& client) {
@@ -279,6 +280,7 @@ void Simulation::Step() {
   for (const std::string& id : ids) {
     Client& client = clients_[id];
     if (Chance(options_.cancel_rate)) scheduler_.Cancel(id, now_);
+    scheduler_.Emit();
     if (!client.slow || Chance(0.02)) Read(id, client);
     if (clients_.contains(id)) stalled |= clients_[id].outbox->full();
   }
@@ -286,6 +288,7 @@ void Simulation::Step() {
   const StepBatch* batch = scheduler_.Schedule(now_);
   ++steps_;
   if (batch == nullptr) {
+    scheduler_.Emit();
     // Only a client that does not read may hold everything up.
     bool waiting = false;
     for (const auto& [id, client] : clients_) waiting |= scheduler_.Contains(id);
@@ -298,6 +301,7 @@ void Simulation::Step() {
   if (testing::Test::HasFatalFailure()) return;
   row_bad_.assign(batch->num_rows(), 0);
   scheduler_.Commit(samples_, row_bad_, now_);
+  scheduler_.Emit();
   CheckTopProgressed();
   if (steps_ % options_.check_every == 0) scheduler_.CheckInvariants();
 }
@@ -311,11 +315,15 @@ void Simulation::Drain() {
     for (const std::string& id : ids) Read(id, clients_[id]);
     if (testing::Test::HasFatalFailure()) return;
     const StepBatch* batch = scheduler_.Schedule(now_);
-    if (batch == nullptr) continue;
+    if (batch == nullptr) {
+      scheduler_.Emit();
+      continue;
+    }
     RunModel(*batch);
     if (testing::Test::HasFatalFailure()) return;
     row_bad_.assign(batch->num_rows(), 0);
     scheduler_.Commit(samples_, row_bad_, now_);
+    scheduler_.Emit();
     scheduler_.CheckInvariants();
   }
   ASSERT_TRUE(scheduler_.empty());

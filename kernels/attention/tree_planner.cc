@@ -281,6 +281,10 @@ void TreePlanner::Impl::ChoosePieces() {
 }
 
 void TreePlanner::Impl::CutTile(const Tile& tile) {
+  if (tile.pieces == 1) {
+    AddPartition(tile.entry_begin, tile.entry_end);
+    return;
+  }
   int32_t begin = tile.entry_begin;
   int64_t cost = 0;
   int64_t cut = 1;

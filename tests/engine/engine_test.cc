@@ -51,23 +51,6 @@ void ExpectSameBranch(const BranchResult& a, const BranchResult& b) {
   }
 }
 
-// The path that a branch continues, as prompt tokens.
-std::vector<int32_t> PathOf(const TreeRequest& request, const TreeResult& result,
-                            const BranchResult& branch) {
-  std::vector<int32_t> path;
-  if (branch.start.parent_branch_id >= 0) {
-    const BranchResult& parent = result.branches.at(branch.start.parent_branch_id);
-    path = PathOf(request, result, parent);
-    path.insert(path.end(), parent.tokens.begin(), parent.tokens.end());
-  } else if (branch.start.node != 0) {
-    const auto& root = std::get<std::vector<int32_t>>(request.nodes[0].content);
-    path = root;
-  }
-  const auto& own = std::get<std::vector<int32_t>>(request.nodes[branch.start.node].content);
-  path.insert(path.end(), own.begin(), own.end());
-  return path;
-}
-
 class EngineTest : public testing::TestWithParam<std::string> {};
 
 TEST_P(EngineTest, TreeEqualsItsPathsAsIndependentRequests) {

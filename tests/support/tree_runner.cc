@@ -86,4 +86,19 @@ TreeResult RunTree(Engine& engine, TreeRequest request) {
   return (*call)->Wait();
 }
 
+std::vector<int32_t> PathOf(const TreeRequest& request, const TreeResult& result,
+                            const BranchResult& branch) {
+  std::vector<int32_t> path;
+  if (branch.start.parent_branch_id >= 0) {
+    const BranchResult& parent = result.branches.at(branch.start.parent_branch_id);
+    path = PathOf(request, result, parent);
+    path.insert(path.end(), parent.tokens.begin(), parent.tokens.end());
+  } else if (branch.start.node != 0) {
+    path = std::get<std::vector<int32_t>>(request.nodes[0].content);
+  }
+  const auto& own = std::get<std::vector<int32_t>>(request.nodes[branch.start.node].content);
+  path.insert(path.end(), own.begin(), own.end());
+  return path;
+}
+
 }  // namespace espalier

@@ -58,4 +58,8 @@ class TreeCall {
 
 TreeResult RunTree(Engine& engine, TreeRequest request);
 
+// The path that a branch continues, as prompt tokens, of a request by token ids.
+std::vector<int32_t> PathOf(const TreeRequest& request, const TreeResult& result,
+                            const BranchResult& branch);
+
 }  // namespace espalier

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/kvcache/available_memory.h"
@@ -11,6 +13,10 @@
 
 namespace espalier {
 namespace {
+
+// Of the CUDA kernels: query heads a kv head, and entries of a row that is sampled.
+constexpr int kMaxGroup = 16;
+constexpr int kMaxVocab = 1 << 19;
 
 constexpr size_t kMaxDefaultKvBytes = size_t{4} << 30;
 // Beside pages: plans, sampling, captured graphs and the libraries' own.
@@ -32,8 +38,34 @@ size_t DefaultCudaKvBytes(const EngineConfig& config, const Context& ctx) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Context>> OpenContext(const EngineConfig& config, DType stored) {
-  const bool cuda = config.device ? *config.device == Device::kCuda : cuda::NumDevices() > 0;
+absl::Status CheckCudaRuns(const ModelConfig& model) {
+  const auto refuse = [](std::string_view field, int value, std::string_view takes) {
+    return absl::UnimplementedError(absl::StrCat(std::string(field), " is ", value,
+                                                 "; on CUDA it must be ", std::string(takes)));
+  };
+  if (model.head_dim != 64 && model.head_dim != 128) {
+    return refuse("head_dim", model.head_dim, "64 or 128");
+  }
+  if (const int group = model.num_heads / model.num_kv_heads; group > kMaxGroup) {
+    return refuse("num_heads / num_kv_heads", group, absl::StrCat("at most ", kMaxGroup));
+  }
+  // Rows of 16 bytes: what products and vector accesses are aligned to.
+  for (const auto& [field, value] : {std::pair{"hidden_size", model.hidden_size},
+                                     std::pair{"intermediate_size", model.intermediate_size}}) {
+    if (value % 8 != 0) return refuse(field, value, "a multiple of 8");
+  }
+  if (model.vocab_size > kMaxVocab) {
+    return refuse("vocab_size", model.vocab_size, absl::StrCat("at most ", kMaxVocab));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Context>> OpenContext(const EngineConfig& config,
+                                                     const ModelConfig& model, DType stored) {
+  const absl::Status runs = CheckCudaRuns(model);
+  if (config.device == Device::kCuda && !runs.ok()) return runs;
+  const bool cuda =
+      config.device ? *config.device == Device::kCuda : runs.ok() && cuda::NumDevices() > 0;
   if (!cuda) {
     return std::make_unique<Context>(Context::Cpu(NumThreads(config), config.cpu_precision));
   }

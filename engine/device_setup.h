@@ -9,9 +9,14 @@
 
 namespace espalier {
 
-// UNAVAILABLE says why the device that was asked for cannot be had. `stored` is the type of the
+// UNIMPLEMENTED names the field, the value and what the CUDA backend takes.
+absl::Status CheckCudaRuns(const ModelConfig& model);
+
+// UNAVAILABLE says why the device that was asked for cannot be had, UNIMPLEMENTED why it does not
+// run the model; when none was asked for, such a model runs on the CPU. `stored` is the type of the
 // checkpoint's matrices.
-absl::StatusOr<std::unique_ptr<Context>> OpenContext(const EngineConfig& config, DType stored);
+absl::StatusOr<std::unique_ptr<Context>> OpenContext(const EngineConfig& config,
+                                                     const ModelConfig& model, DType stored);
 
 DType KvDType(const Context& ctx, CpuPrecision precision);
 

@@ -115,7 +115,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
   absl::StatusOr<DType> stored = StoredType(*checkpoint);
   if (!stored.ok()) return stored.status();
   auto impl = std::make_unique<Impl>();
-  absl::StatusOr<std::unique_ptr<Context>> opened = OpenContext(config, *stored);
+  absl::StatusOr<std::unique_ptr<Context>> opened = OpenContext(config, model, *stored);
   if (!opened.ok()) return opened.status();
   impl->ctx = *std::move(opened);
   const Context& ctx = *impl->ctx;

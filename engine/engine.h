@@ -33,7 +33,7 @@ struct EngineConfig {
   std::string model_path;
   // Not 0: weights are made up from this seed, and only config.json is read.
   uint64_t random_weights = 0;
-  // Empty: CUDA where there is such a device, else the CPU. Engine::config() has the choice.
+  // Empty: CUDA where there is such a device and it runs the model, else the CPU. Engine::config() has the choice.
   std::optional<Device> device;
   int gpu = 0;  // index of the CUDA device
   DeviceDType dtype = DeviceDType::kAuto;

@@ -47,6 +47,7 @@ make_roots() {
   uri=$(mirror)
   [[ -n $uri ]] || die "this machine's apt has no mirror of $SUITE"
   debootstrap --variant=minbase "$SUITE" "$BUILD_ROOT" "$uri"
+  echo '127.0.0.1 localhost' >"$BUILD_ROOT/etc/hosts"  # as installers and container engines write it
   cp -a "$BUILD_ROOT" "$RUNTIME_ROOT"
   # How to reach the mirror: proxies and the like.
   apt-config dump Acquire::http Acquire::https >"$BUILD_ROOT/etc/apt/apt.conf.d/90acquire"

@@ -62,6 +62,10 @@ class DeviceFailureTest : public testing::Test {
 
   absl::Status Submit(Call& call, const std::string& id, int tokens) {
     DecodeTreeInit init{.tree_id = id,
+                        .cache_salt = "",
+                        .priority = 0,
+                        .seed = 1,
+                        .deadline = std::nullopt,
                         .nodes = std::vector<TreeNode>(1),
                         .outbox = call.outbox,
                         .tokenizer = &tokenizer_,

@@ -84,12 +84,12 @@ class GrowingTree {
  private:
   struct Node {
     int parent;
-    int tokens = 0;
+    int tokens;
     std::vector<int32_t> pages;
   };
 
   void AddNode(int parent, int tokens) {
-    nodes_.push_back({.parent = parent});
+    nodes_.push_back({.parent = parent, .tokens = 0, .pages = {}});
     Lengthen(nodes_.back(), tokens);
   }
   // Pages come in no order.

@@ -36,6 +36,10 @@ constexpr int kMinClientPingIntervalMs = 10'000;
 
 // For the last events of drained trees to reach their clients.
 constexpr std::chrono::seconds kShutdownGrace{5};
+// Between the last event and the end of connections. gRPC closes a connection as soon as its last
+// call is done; if bytes of the client are unread then, TCP resets it, and the client may lose the
+// status that was just sent.
+constexpr std::chrono::milliseconds kLinger{300};
 
 std::string JoinHostPort(const std::string& host, int port) {
   const bool bare_v6 = host.find(':') != std::string::npos && !host.starts_with('[');
@@ -135,6 +139,7 @@ std::string Server::address() const { return JoinHostPort(impl_->options.host, i
 void Server::Drain(absl::Duration timeout) {
   impl_->server->GetHealthCheckService()->SetServingStatus(false);
   impl_->engine->Drain(timeout);
+  std::this_thread::sleep_for(kLinger);
   impl_->server->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
   impl_->server->Wait();
 }

@@ -285,7 +285,8 @@ TEST_F(RobustnessTest, DrainFinishesWhatRunsAndRefusesWhatComes) {
   EXPECT_EQ(late.status.error_code(), grpc::StatusCode::UNAVAILABLE);
 
   while (reader->Read(&event)) log.Add(event);
-  EXPECT_TRUE(reader->Finish().ok());
+  const grpc::Status status = reader->Finish();
+  EXPECT_TRUE(status.ok()) << status.error_code() << " " << status.error_message();
   EXPECT_EQ(log.num_tokens(), 60 * 480);
   drain.join();
 }

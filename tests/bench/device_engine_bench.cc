@@ -56,7 +56,7 @@ std::unique_ptr<Engine> Open(const Options& o, int max_width) {
   config.limits.max_nodes = 1 << 16;
   config.limits.max_width = std::max(config.limits.max_width, max_width);
   absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(config);
-  if (!engine.ok()) throw CLI::RuntimeError(std::string(engine.status().message()), 1);
+  if (!engine.ok()) throw CLI::ValidationError(std::string(engine.status().message()));
   return *std::move(engine);
 }
 
@@ -65,7 +65,7 @@ double ReadGbps(const Options& o) {
   if (o.read_gbps > 0 || o.device != "cuda") return o.read_gbps;
   std::string error;
   const std::unique_ptr<Context> ctx = Context::Cuda(0, DType::kBF16, 1, &error);
-  if (ctx == nullptr) throw CLI::RuntimeError(error, 1);
+  if (ctx == nullptr) throw CLI::ValidationError(error);
   return cuda::MeasureReadGbps(*ctx);
 }
 
@@ -95,7 +95,7 @@ PromptNode Node(int parent, std::vector<int32_t> tokens, std::optional<Generatio
 
 TreeResult RunOrThrow(Engine& engine, TreeRequest request) {
   TreeResult result = RunTree(engine, std::move(request));
-  if (!result.status.ok()) throw CLI::RuntimeError(std::string(result.status.message()), 1);
+  if (!result.status.ok()) throw CLI::ValidationError(std::string(result.status.message()));
   return result;
 }
 
@@ -161,7 +161,7 @@ void RunDecode(const Options& o) {
       AddWholeSteps(result, branches, &step_ms);
     }
     if (step_ms.empty()) {
-      throw CLI::RuntimeError("no two steps in a row moved all branches: widen --window", 1);
+      throw CLI::ValidationError("no two steps in a row moved all branches: widen --window");
     }
     std::ranges::sort(step_ms);
     std::ranges::sort(prefill_ms);
@@ -230,7 +230,7 @@ void RunPrefill(const Options& o) {
   double peak_tflops = 0;
   if (o.device == "cuda") {
     const std::unique_ptr<Context> ctx = Context::Cuda(0, DType::kBF16, 1, &error);
-    if (ctx == nullptr) throw CLI::RuntimeError(error, 1);
+    if (ctx == nullptr) throw CLI::ValidationError(error);
     peak_tflops = cuda::MeasureMatMulTflops(*ctx);
   }
   const std::unique_ptr<Engine> engine = Open(o, 1);

@@ -46,7 +46,7 @@ EngineConfig Config(const Options& o, Sharing sharing) {
 
 std::unique_ptr<Engine> Open(const EngineConfig& config) {
   absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(config);
-  if (!engine.ok()) throw CLI::RuntimeError(std::string(engine.status().message()), 1);
+  if (!engine.ok()) throw CLI::ValidationError(std::string(engine.status().message()));
   return *std::move(engine);
 }
 
@@ -104,7 +104,7 @@ Line Measure(const std::string& name, Engine& engine, const Options& o, int64_t 
   Line line{.name = name, .usage = {}};
   for (int repeat = 0; repeat <= o.repeats; ++repeat) {
     const TreeResult result = RunTree(engine, build(repeat));
-    if (!result.status.ok()) throw CLI::RuntimeError(std::string(result.status.message()), 1);
+    if (!result.status.ok()) throw CLI::ValidationError(std::string(result.status.message()));
     line.usage = result.usage;
     const double from = after_first ? result.usage.first_token_ms : 0;
     if (repeat > 0) seconds.push_back((result.usage.total_ms - from) / 1000);  // the first warms up

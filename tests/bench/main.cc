@@ -6,6 +6,7 @@
 #include "tests/bench/engine_bench.h"
 #include "tests/bench/forward_bench.h"
 #include "tests/bench/sampling_bench.h"
+#include "tests/bench/speculative_bench.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Espalier benchmarks", "espalier-bench");
@@ -17,6 +18,7 @@ int main(int argc, char** argv) {
   espalier::bench::AddSamplingCommand(app);
   espalier::bench::AddPrefillCommand(app);
   espalier::bench::AddReplayCommand(app);
+  espalier::bench::AddSpeculativeCommand(app);
   CLI11_PARSE(app, argc, argv);
   return 0;
 }

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Few-shot classification: which label continues the prompt best, scored exactly, as one tree.
+
+The examples are the tree's root, each text to classify is a child, and the labels are scored
+continuations of each child. Nothing is generated: a label's log-probability is that of its tokens,
+and the examples' KV is computed once and read once a step for all texts and labels.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from espalier_client import environment  # importable only now
+
+INSTRUCTION = "Say what kind of text each line is from.\n\n"
+EXAMPLES = [
+    ("Bring the water to a boil and add the rice.", "recipe"),
+    ("The team scored twice in the last ten minutes of the match.", "sports"),
+    ("Tomorrow will be cloudy with rain in the north.", "weather"),
+    ("Chop two onions and fry them in butter.", "recipe"),
+    ("Strong winds are expected along the coast tonight.", "weather"),
+    ("She won the race and broke her own record.", "sports"),
+    ("Let the dough rest for an hour before you bake it.", "recipe"),
+    ("Temperatures will fall below zero on Friday.", "weather"),
+    ("The goalkeeper was injured and left the field.", "sports"),
+]
+TEXTS = [
+    ("Mix the flour with the eggs and a pinch of salt.", "recipe"),
+    ("Snow is likely in the mountains this weekend.", "weather"),
+    ("The captain missed a penalty in the final game.", "sports"),
+    ("Simmer the sauce until it thickens.", "recipe"),
+    ("A warm and sunny afternoon, with light winds.", "weather"),
+    ("The coach praised his players after the victory.", "sports"),
+]
+
+
+def ask(text: str) -> str:
+    return f"Line: {text}\nKind:"
+
+
+def build_request(labels: list[str]):
+    """A score node a text and label; the ids say which."""
+    from espalier.v1 import generate_pb2, prompt_pb2
+
+    examples = "".join(f"{ask(text)} {label}\n\n" for text, label in EXAMPLES)
+    root = prompt_pb2.PromptNode(id="examples", text=INSTRUCTION + examples)
+    for i, (text, _) in enumerate(TEXTS):
+        child = root.children.add(id=f"text {i}", text=ask(text))
+        for label in labels:
+            child.children.add(id=f"text {i}: {label}", text=f" {label}", score=True)
+    return generate_pb2.GenerateRequest(request_id="few-shot classification", root=root)
+
+
+def classify(args: argparse.Namespace) -> int:
+    from espalier.v1 import tree_decoder_pb2_grpc
+    from espalier_client import tree_render
+    from espalier_client.connection import open_channel
+    from espalier_client.tree_state import TreeState
+
+    labels = sorted({label for _, label in EXAMPLES})
+    request = build_request(labels)
+    state = TreeState(request)
+    with open_channel(args.address) as channel:
+        stub = tree_decoder_pb2_grpc.TreeDecoderStub(channel)
+        for event in stub.Generate(request, timeout=args.timeout):
+            state.apply(event)
+
+    console = tree_render.make_console()
+    console.print(tree_render.render(state))
+    right = 0
+    for i, (text, expected) in enumerate(TEXTS):
+        scores = {label: state.score_at(f"text {i}: {label}", None) for label in labels}
+        best = max(scores, key=scores.get)
+        share = math.exp(scores[best]) / sum(math.exp(score) for score in scores.values())
+        right += best == expected
+        mark = "" if best == expected else f"  (expected {expected})"
+        print(f"{best} {share:6.1%}  {text}{mark}")
+    print(f"{right} of {len(TEXTS)} as expected")
+    print(tree_render.usage_lines(state.usage))
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--address", default="127.0.0.1:50051", help="of the server")
+    parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS")
+    args = parser.parse_args()
+    environment.enter()
+    from espalier_client.connection import run_command
+
+    return run_command(lambda: classify(args), args.address)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -165,7 +165,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
                  .max_context = context,
                  .chat_format = tokenizer->chat_format(),
                  .page_size = config.page_size,
-                 .num_pages = *num_pages};
+                 .num_pages = *num_pages,
+                 .num_eos = static_cast<int>(tokenizer->eos().size())};
   impl->info = {.name = model.name,
                 .config = model,
                 .weight_type = std::string(Info(*stored).name),

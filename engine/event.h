@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -50,6 +51,11 @@ struct BranchFinished {
   double cumulative_logprob = 0;
   int completion_tokens = 0;
   std::string stop_reason;  // the stop string or token id that matched, if any
+  // Of a branch that a search policy kept or pruned.
+  std::optional<double> score = std::nullopt;
+  // Of a pruned one: the lowest score that went on.
+  std::optional<double> threshold = std::nullopt;
+  std::optional<int> rank = std::nullopt;  // of a kept one, from 0, best first
 };
 
 // Log-probabilities of a scored node's tokens given the path before it. With several parent

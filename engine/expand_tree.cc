@@ -9,7 +9,13 @@
 namespace espalier {
 namespace {
 
-int64_t Samples(const PromptNode& node) { return node.generation ? node.generation->n : 1; }
+int64_t Alive(const PromptNode& node) {
+  return node.generation ? BranchesAlive(*node.generation) : 1;
+}
+
+int64_t Kept(const PromptNode& node) {
+  return node.generation ? BranchesKept(*node.generation) : 1;
+}
 
 // The longest path that runs through a node: to the end of its prompt and of its generation.
 struct Path {
@@ -38,13 +44,24 @@ absl::StatusOr<int> EffectiveMaxTokens(int index, const Generation& g, int64_t p
 
 }  // namespace
 
+int64_t BranchesAlive(const Generation& generation) {
+  if (const auto* beam = std::get_if<BeamSearch>(&generation.search)) return beam->width;
+  return generation.n;
+}
+
+int64_t BranchesKept(const Generation& generation) {
+  if (const auto* best = std::get_if<BestOfN>(&generation.search)) return best->keep;
+  if (const auto* beam = std::get_if<BeamSearch>(&generation.search)) return beam->num_return;
+  return generation.n;
+}
+
 // Every branch of a generation is alive until the node's children take its place.
 int64_t MaxWidth(const TreeRequest& request) {
   const std::vector<PromptNode>& nodes = request.nodes;
   std::vector<int64_t> below(nodes.size(), 0);  // alive below one branch of the node
   int64_t width = 0;
   for (size_t i = nodes.size(); i-- > 0;) {
-    width = SaturatingMultiply(Samples(nodes[i]), std::max<int64_t>(below[i], 1));
+    width = std::max(Alive(nodes[i]), SaturatingMultiply(Kept(nodes[i]), below[i]));
     if (i > 0) below[nodes[i].parent] = SaturatingAdd(below[nodes[i].parent], width);
   }
   return width;
@@ -74,7 +91,7 @@ absl::StatusOr<TreeExpansion> ExpandTree(const TreeRequest& request,
     TreeExpansion::Node& grown = expansion.nodes[i];
     grown.instances = i == 0 ? 1
                              : SaturatingMultiply(expansion.nodes[node.parent].instances,
-                                                  Samples(nodes[node.parent]));
+                                                  Kept(nodes[node.parent]));
     const Path before = i == 0 ? Path{} : paths[node.parent];
     Path& path = paths[i];
     path.prompt_end = before.end + node_tokens[i];
@@ -99,7 +116,7 @@ absl::StatusOr<TreeExpansion> ExpandTree(const TreeRequest& request,
                        " KV pages alone; the pool has ", model.num_pages));
     }
     expansion.path_pages = std::max(expansion.path_pages, path.pages);
-    const int64_t tokens = node_tokens[i] + Samples(node) * grown.max_tokens;
+    const int64_t tokens = node_tokens[i] + Alive(node) * grown.max_tokens;
     expansion.tokens = SaturatingAdd(expansion.tokens, SaturatingMultiply(grown.instances, tokens));
   }
   if (expansion.tokens > limits.max_tree_tokens) {

@@ -24,6 +24,28 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias;
 };
 
+enum class BranchScore { kMeanLogprob, kCumulativeLogprob };
+
+// Keeps the best of a generation's n samples.
+struct BestOfN {
+  int keep = 1;
+  BranchScore score = BranchScore::kMeanLogprob;
+};
+
+// When a beam search that has `width` ended hypotheses is over.
+enum class EarlyStopping {
+  kHeuristic,  // when the best running one, at its present length, beats none of them
+  kAlways,     // at once
+  kNever,      // when no running one can beat one of them, whatever its length
+};
+
+struct BeamSearch {
+  int width = 1;
+  int num_return = 1;
+  float length_penalty = 1.0f;
+  EarlyStopping early_stopping = EarlyStopping::kHeuristic;
+};
+
 struct Generation {
   int n = 1;
   SamplingParams sampling;
@@ -36,6 +58,8 @@ struct Generation {
   bool ignore_eos = false;
   // Unset: none. 0: of the chosen token. k: also of the k most likely.
   std::optional<int> logprobs;
+  // Which branches live on; std::monostate: all n, independent of each other.
+  std::variant<std::monostate, BestOfN, BeamSearch> search;
 };
 
 struct PromptNode {

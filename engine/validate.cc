@@ -1,5 +1,6 @@
 #include "engine/validate.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 #include <variant>
@@ -106,6 +107,60 @@ absl::Status CheckStops(int node, const Generation& g, const ModelFacts& model,
   return absl::OkStatus();
 }
 
+absl::Status CheckBestOfN(int node, const Generation& g, const BestOfN& best) {
+  if (best.keep < 1 || best.keep > g.n) {
+    return Refuse(node, "generation.best_of_n.keep", best.keep, "from 1 to ", g.n,
+                  ", the node's n");
+  }
+  return absl::OkStatus();
+}
+
+// Beam search chooses by raw log-probabilities: what would change them, or draw, is refused.
+absl::Status CheckBeamSearch(int node, const Generation& g, const BeamSearch& beam,
+                             const ModelFacts& model, const Limits& limits) {
+  if (beam.width < 1 || beam.width > limits.max_beam_width) {
+    return Refuse(node, "generation.beam_search.width", beam.width, "from 1 to ",
+                  limits.max_beam_width);
+  }
+  if (beam.num_return < 1 || beam.num_return > beam.width) {
+    return Refuse(node, "generation.beam_search.num_return", beam.num_return, "from 1 to ",
+                  beam.width, ", the search's width");
+  }
+  absl::Status status =
+      CheckRange(node, "generation.beam_search.length_penalty", beam.length_penalty, -10, 10);
+  if (!status.ok()) return status;
+  const int stops = static_cast<int>(g.stop_token_ids.size()) + (g.ignore_eos ? 0 : model.num_eos);
+  if (beam.width + stops > limits.max_beam_candidates) {
+    return Refuse(node, "generation.beam_search.width", beam.width, "at most ",
+                  std::max(limits.max_beam_candidates - stops, 0), " with ", stops,
+                  " tokens that end a branch");
+  }
+  const SamplingParams& s = g.sampling;
+  const SamplingParams unset;
+  absl::string_view changed;
+  if (s.temperature != unset.temperature) changed = "temperature";
+  if (s.top_k > 0) changed = "top_k";
+  if (s.top_p != unset.top_p) changed = "top_p";
+  if (s.min_p != unset.min_p) changed = "min_p";
+  if (s.repetition_penalty != unset.repetition_penalty) changed = "repetition_penalty";
+  if (s.frequency_penalty != unset.frequency_penalty) changed = "frequency_penalty";
+  if (s.presence_penalty != unset.presence_penalty) changed = "presence_penalty";
+  if (!s.logit_bias.empty()) changed = "logit_bias";
+  if (!g.stop.empty()) changed = "stop";
+  if (g.n != 1) changed = "n";
+  if (changed.empty()) return absl::OkStatus();
+  return Refuse(node, absl::StrCat("generation.", changed), "set", "unset with beam_search");
+}
+
+absl::Status CheckSearch(int node, const Generation& g, const ModelFacts& model,
+                         const Limits& limits) {
+  if (const auto* best = std::get_if<BestOfN>(&g.search)) return CheckBestOfN(node, g, *best);
+  if (const auto* beam = std::get_if<BeamSearch>(&g.search)) {
+    return CheckBeamSearch(node, g, *beam, model, limits);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckGeneration(int node, const Generation& g, const ModelFacts& model,
                              const Limits& limits) {
   if (g.n < 1 || g.n > limits.max_n) {
@@ -125,6 +180,7 @@ absl::Status CheckGeneration(int node, const Generation& g, const ModelFacts& mo
   }
   absl::Status status = CheckSampling(node, g.sampling, model, limits);
   status.Update(CheckStops(node, g, model, limits));
+  status.Update(CheckSearch(node, g, model, limits));
   return status;
 }
 

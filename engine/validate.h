@@ -24,6 +24,7 @@ struct ModelFacts {
   ChatFormat chat_format = ChatFormat::kNone;
   int page_size = 0;  // tokens
   int num_pages = 0;  // of the KV pool
+  int num_eos = 0;    // end-of-generation tokens
 };
 
 // Generation.max_tokens when unset, unless the context leaves less.
@@ -37,6 +38,11 @@ absl::Status ValidateContent(int index, const PromptNode& node, const ModelFacts
 absl::Status ValidateTree(const TreeRequest& request, const ModelFacts& model,
                           const Limits& limits);
 
+// Branches of a generation that can be alive at once.
+int64_t BranchesAlive(const Generation& generation);
+// Branches of a generation that the node's children continue.
+int64_t BranchesKept(const Generation& generation);
+
 // Most branches that the tree can have alive at once; 2^63 - 1 stands for all larger numbers. A
 // prompt that waits or is scored counts as one. The request has passed the structural checks.
 int64_t MaxWidth(const TreeRequest& request);
@@ -44,8 +50,8 @@ int64_t MaxWidth(const TreeRequest& request);
 // What a tree can grow to.
 struct TreeExpansion {
   struct Node {
-    // Copies of the node: one for every branch that it continues, the product of n over the nodes
-    // above it that generate.
+    // Copies of the node: one for every branch that it continues, the product of the branches kept
+    // over the nodes above it that generate.
     int64_t instances = 0;
     int max_tokens = 0;  // effective; 0 without a generation
   };

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "engine/utf8.h"
 #include "kernels/core/check.h"
 #include "server/names.h"
@@ -25,6 +26,44 @@ std::vector<ChatMessage> TakeMessages(v1::ChatMessages* message) {
     messages.push_back({std::move(*m.mutable_role()), std::move(*m.mutable_content())});
   }
   return messages;
+}
+
+BestOfN TakeBestOfN(const v1::BestOfN& message) {
+  BestOfN best;
+  if (message.has_keep()) best.keep = message.keep();
+  if (message.score() == v1::BestOfN::SCORE_CUMULATIVE_LOGPROB) {
+    best.score = BranchScore::kCumulativeLogprob;
+  }
+  return best;
+}
+
+BeamSearch TakeBeamSearch(const v1::BeamSearch& message) {
+  BeamSearch beam;
+  beam.width = message.width();
+  if (message.has_num_return()) beam.num_return = message.num_return();
+  if (message.has_length_penalty()) beam.length_penalty = message.length_penalty();
+  if (message.early_stopping() == v1::BeamSearch::EARLY_STOPPING_ALWAYS) {
+    beam.early_stopping = EarlyStopping::kAlways;
+  } else if (message.early_stopping() == v1::BeamSearch::EARLY_STOPPING_NEVER) {
+    beam.early_stopping = EarlyStopping::kNever;
+  }
+  return beam;
+}
+
+// Values that this server's version of the API does not know.
+absl::Status CheckEnums(size_t index, const v1::Generation& message) {
+  const auto unknown = [index](absl::string_view field, int value) {
+    return absl::InvalidArgumentError(absl::StrCat("nodes[", index, "].generation.", field, " is ",
+                                                   value, "; must be a value of the enum"));
+  };
+  if (!v1::BestOfN::Score_IsValid(message.best_of_n().score())) {
+    return unknown("best_of_n.score", message.best_of_n().score());
+  }
+  const int early_stopping = message.beam_search().early_stopping();
+  if (!v1::BeamSearch::EarlyStopping_IsValid(early_stopping)) {
+    return unknown("beam_search.early_stopping", early_stopping);
+  }
+  return absl::OkStatus();
 }
 
 Generation TakeGeneration(v1::Generation* message) {
@@ -55,6 +94,16 @@ Generation TakeGeneration(v1::Generation* message) {
   generation.include_stop_str_in_output = message->include_stop_str_in_output();
   generation.ignore_eos = message->ignore_eos();
   if (message->has_logprobs()) generation.logprobs = message->logprobs();
+  switch (message->search_case()) {
+    case v1::Generation::kBestOfN:
+      generation.search = TakeBestOfN(message->best_of_n());
+      break;
+    case v1::Generation::kBeamSearch:
+      generation.search = TakeBeamSearch(message->beam_search());
+      break;
+    case v1::Generation::SEARCH_NOT_SET:
+      break;
+  }
   return generation;
 }
 
@@ -106,6 +155,8 @@ absl::StatusOr<TreeRequest> TakeTreeRequest(v1::GenerateRequest message) {
     const Pending pending = stack.back();
     stack.pop_back();
     const int index = static_cast<int>(request.nodes.size());
+    const absl::Status known = CheckEnums(request.nodes.size(), pending.message->generation());
+    if (!known.ok()) return known;
     PromptNode& node = request.nodes.emplace_back(TakeNode(pending.message));
     node.parent = pending.parent;
     auto& children = *pending.message->mutable_children();
@@ -263,6 +314,9 @@ v1::GenerateEvent EventWriter::ToProto(TreeEvent event) const {
       m.set_cumulative_logprob(e.cumulative_logprob);
       m.set_completion_tokens(e.completion_tokens);
       m.set_stop_reason(std::move(e.stop_reason));
+      if (e.score) m.set_score(*e.score);
+      if (e.threshold) m.set_threshold(*e.threshold);
+      if (e.rank) m.set_rank(*e.rank);
     }
     void operator()(NodeScored& e) {
       v1::NodeScored& m = *out.mutable_node_scored();

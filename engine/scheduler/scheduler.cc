@@ -125,13 +125,21 @@ void Scheduler::Commit(std::span<const Sample> samples, std::span<const uint8_t>
       if (!live.tree->AcceptScore(segment, samples[i])) continue;
       Release(live, segment);
       live.slots[segment].state = State::kEnded;
-    } else if (live.tree->Accept(segment, samples[i], now).finished) {
+      continue;
+    }
+    const DecodeTree::Accepted accepted = live.tree->Accept(segment, samples[i], now);
+    if (accepted.held && accepted.finished) {
+      Drop(live, segment);  // children of what the search keeps find its path in the cache
+    } else if (accepted.held) {
+      live.slots[segment].state = State::kHeld;
+    } else if (accepted.finished) {
       BranchEnded(live, segment);
     }
   }
   for (auto& live : trees_) {
     if (live->rows.empty()) continue;
     ++live->tree->usage().steps;
+    if (live->failure.ok()) DecideSearches(*live);
     live->tree->Flush();
   }
   RemoveFinished(now);
@@ -293,9 +301,22 @@ bool Scheduler::HasRoomFor(const LiveTree& live, int64_t tokens) {
 // Whether a branch more may live.
 bool Scheduler::HasRoomForBranch(const LiveTree& live) {
   while (live_branches_ >= config_.max_live_branches) {
-    if (!PreemptInferior(live)) return false;
+    if (!PreemptInferior(live) && !PreemptHeld()) return false;
   }
   return true;
+}
+
+// A held branch may wait for the very one that wants to live, and loses nothing but its place.
+bool Scheduler::PreemptHeld() {
+  for (auto& live : trees_ | std::views::reverse) {
+    for (int segment : live->active | std::views::reverse) {
+      const Slot& slot = live->slots[segment];
+      if (slot.state != State::kHeld || !slot.locked) continue;
+      Preempt(*live, segment);
+      return true;
+    }
+  }
+  return false;
 }
 
 bool Scheduler::Admit(LiveTree& live, int segment) {
@@ -324,13 +345,19 @@ bool Scheduler::Admit(LiveTree& live, int segment) {
   return true;
 }
 
+// Not below a branch that goes on after others were forked off.
+bool Scheduler::ParentPathHeld(const LiveTree& live, const Segment& s) const {
+  if (s.parent < 0 || !live.slots[s.parent].locked) return false;
+  const Segment& parent = live.tree->segment(s.parent);
+  return parent.kind != SegmentKind::kBranch || parent.done;
+}
+
 // A private path: where sharing is off, for continuations that are only scored, and as the last
 // resort of a path that does not fit otherwise.
 bool Scheduler::AdmitPrivate(LiveTree& live, int segment) {
   const DecodeTree& tree = *live.tree;
   const Segment& s = tree.segment(segment);
-  const bool below_parent =
-      !Unshared(live.slots[segment]) && s.parent >= 0 && live.slots[s.parent].locked;
+  const bool below_parent = !Unshared(live.slots[segment]) && ParentPathHeld(live, s);
   NodeId from;
   std::vector<int32_t> wanted;
   if (below_parent) {
@@ -358,8 +385,7 @@ bool Scheduler::AdmitPrivate(LiveTree& live, int segment) {
 bool Scheduler::AdmitShared(LiveTree& live, int segment) {
   const DecodeTree& tree = *live.tree;
   const Segment& s = tree.segment(segment);
-  const bool below_parent =
-      s.parent >= 0 && live.slots[s.parent].locked && !tree.tokens(segment).empty();
+  const bool below_parent = ParentPathHeld(live, s) && !tree.tokens(segment).empty();
   NodeId from;
   std::vector<int32_t> wanted;
   if (below_parent) {
@@ -463,7 +489,7 @@ void Scheduler::CompleteFill(LiveTree& live, int segment) {
 
 void Scheduler::StartBranches(LiveTree& live, int segment) {
   Slot& slot = live.slots[segment];
-  const int n = live.tree->node(live.tree->segment(segment)).generation->n;
+  const int n = live.tree->fanout(segment);
   const int position = live.tree->path_length(segment) - 1;
   while (slot.next_sample < n && HasRoomForBranch(live)) {
     const int row = LogitsRowAt(live, segment, slot.tail, position);
@@ -488,7 +514,7 @@ void Scheduler::ExpandUnshared(LiveTree& live, int segment) {
     AddChildren(live, segment);
     return;
   }
-  for (int sample = 0; sample < generation->n; ++sample) {
+  for (int sample = 0; sample < live.tree->fanout(segment); ++sample) {
     NewSlot(live, live.tree->AddBranch(segment, sample));
   }
 }
@@ -519,6 +545,56 @@ void Scheduler::BranchEnded(LiveTree& live, int segment) {
     return;
   }
   AddChildren(live, segment);
+}
+
+// Gives up what a branch holds that needs it no longer.
+void Scheduler::Drop(LiveTree& live, int segment) {
+  Slot& slot = live.slots[segment];
+  if (slot.locked) Release(live, segment);
+  slot.state = State::kEnded;
+}
+
+void Scheduler::DecideSearches(LiveTree& live) {
+  const std::vector<SearchOutcome> outcomes = live.tree->DecideSearches();
+  for (const SearchOutcome& outcome : outcomes) {
+    for (const SearchOutcome::Fork& fork : outcome.forks) Fork(live, fork.branch, fork.source);
+  }
+  for (const SearchOutcome& outcome : outcomes) {
+    for (int branch : outcome.grown) {
+      const bool forked = std::ranges::any_of(outcome.forks, [&](const SearchOutcome::Fork& fork) {
+        return fork.source == branch && live.slots[fork.branch].locked;
+      });
+      GrowOn(live, branch, forked);
+    }
+    for (int branch : outcome.dropped) Drop(live, branch);
+    for (int branch : outcome.kept) AddChildren(live, branch);
+  }
+}
+
+// Nothing is copied: both go on in leaves of their own below what they share. A fork that finds no
+// such place computes its path when it is admitted.
+void Scheduler::Fork(LiveTree& live, int branch, int source) {
+  Slot& slot = NewSlot(live, branch);
+  slot.admitted = true;
+  if (live.tree->segment(branch).done) {
+    slot.state = State::kEnded;
+    return;
+  }
+  const Slot& from = live.slots[source];
+  if (!from.locked || Unshared(from) || live_branches_ >= config_.max_live_branches) return;
+  radix_->Publish(from.tail);
+  Hold(live, branch, radix_->NewPrivate(from.tail));
+  slot.state = State::kDecoding;
+}
+
+// A held branch has its next token.
+void Scheduler::GrowOn(LiveTree& live, int branch, bool forked) {
+  Slot& slot = live.slots[branch];
+  slot.state = slot.locked ? State::kDecoding : State::kQueued;
+  if (!slot.locked || !forked || Unshared(slot)) return;
+  const NodeId leaf = radix_->NewPrivate(slot.tail);
+  Release(live, branch);
+  Hold(live, branch, leaf);
 }
 
 void Scheduler::AddChildren(LiveTree& live, int segment) {
@@ -600,12 +676,14 @@ bool Scheduler::PreemptFor(const LiveTree& live, int segment) {
 }
 
 // Takes the path of the tree's newest segment that has no row in this step, if there is one above
-// `above_segment`; a path held only for children may go whatever its age.
+// `above_segment`; a path held only for children or for a search's decision may go whatever its
+// age.
 bool Scheduler::PreemptIn(LiveTree& victim, int above_segment) {
   for (auto it = victim.active.rbegin(); it != victim.active.rend(); ++it) {
     const Slot& slot = victim.slots[*it];
     if (!slot.locked || slot.step == step_ || *it == above_segment) continue;
-    if (*it < above_segment && slot.state != State::kEnded) continue;
+    const bool waits = slot.state == State::kEnded || slot.state == State::kHeld;
+    if (*it < above_segment && !waits) continue;
     Preempt(victim, *it);
     return true;
   }
@@ -631,6 +709,8 @@ void Scheduler::Preempt(LiveTree& live, int segment) {
       break;
     case State::kEnded:
       return;
+    case State::kHeld:
+      break;
     case State::kQueued:
       ESPALIER_CHECK(false && "a queued segment holds nothing");
   }

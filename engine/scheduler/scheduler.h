@@ -90,6 +90,7 @@ class Scheduler {
     kFilling,     // holds its path; some of it has no KV yet
     kReady,       // prompt with KV whose branches are not all started; score awaiting its logits
     kDecoding,    // branch: its last token is pending
+    kHeld,        // branch whose search chooses its next token
     kFinalizing,  // branch that ended: its last token's KV is pending, its children wait
     kEnded,       // holds its path, if at all, only for children that hold none yet
   };
@@ -151,16 +152,22 @@ class Scheduler {
   void DecodeRow(LiveTree& live, int segment);
 
   bool Admit(LiveTree& live, int segment);
+  bool ParentPathHeld(const LiveTree& live, const Segment& s) const;
   bool AdmitPrivate(LiveTree& live, int segment);
   bool AdmitShared(LiveTree& live, int segment);
   bool HasRoomFor(const LiveTree& live, int64_t tokens);
   bool HasRoomForBranch(const LiveTree& live);
+  bool PreemptHeld();
   void Fill(LiveTree& live, int segment);
   bool FillSome(LiveTree& live, int segment);
   void CompleteFill(LiveTree& live, int segment);
   void StartBranches(LiveTree& live, int segment);
   void ExpandUnshared(LiveTree& live, int segment);
   void BranchEnded(LiveTree& live, int segment);
+  void DecideSearches(LiveTree& live);
+  void Fork(LiveTree& live, int branch, int source);
+  void GrowOn(LiveTree& live, int branch, bool forked);
+  void Drop(LiveTree& live, int segment);
   void AddChildren(LiveTree& live, int segment);
 
   int AddRow(LiveTree& live, int segment, int position, int32_t token, int64_t kv_slot);

@@ -8,13 +8,24 @@
 
 namespace espalier {
 
-DecodeTree::DecodeTree(DecodeTreeInit init) : init_(std::move(init)), banned_(init_.nodes.size()) {
+DecodeTree::DecodeTree(DecodeTreeInit init)
+    : init_(std::move(init)),
+      banned_(init_.nodes.size()),
+      policies_(init_.nodes.size()),
+      stop_tokens_(init_.nodes.size()) {
   eos_ = init_.tokenizer->eos();
   for (size_t i = 0; i < init_.nodes.size(); ++i) {
-    const std::optional<Generation>& g = init_.nodes[i].generation;
-    if (!g || g->min_tokens == 0) continue;
-    banned_[i] = g->stop_token_ids;
-    if (!g->ignore_eos) banned_[i].insert(banned_[i].end(), eos_.begin(), eos_.end());
+    std::optional<Generation>& g = init_.nodes[i].generation;
+    if (!g) continue;
+    std::vector<int32_t> stops = g->stop_token_ids;
+    if (!g->ignore_eos) stops.insert(stops.end(), eos_.begin(), eos_.end());
+    std::ranges::sort(stops);
+    stops.erase(std::ranges::unique(stops).begin(), stops.end());
+    policies_[i] = MakePolicy(*g, static_cast<int>(stops.size()));
+    // Nothing is drawn where the policy chooses.
+    if (policies_[i] != nullptr && policies_[i]->num_candidates() > 0) g->sampling.temperature = 0;
+    if (g->min_tokens > 0) banned_[i] = stops;
+    if (policies_[i] != nullptr) stop_tokens_[i] = std::move(stops);
   }
 }
 
@@ -26,8 +37,12 @@ std::span<const int32_t> DecodeTree::tokens(int index) const {
 
 std::vector<int32_t> DecodeTree::PathTokens(int index) const {
   std::vector<int32_t> path(path_length(index));
+  int end = path_length(index);
   for (int i = index; i >= 0; i = segments_[i].parent) {
-    std::ranges::copy(tokens(i), path.begin() + segments_[i].start);
+    // A branch may have grown since the one below was forked off.
+    const int start = segments_[i].start;
+    std::ranges::copy(tokens(i).first(end - start), path.begin() + start);
+    end = start;
   }
   return path;
 }
@@ -63,6 +78,11 @@ std::vector<int> DecodeTree::AddChildren(int parent) {
   return added;
 }
 
+int DecodeTree::fanout(int prompt) const {
+  const BranchPolicy* policy = PolicyOf(segments_[prompt]);
+  return policy != nullptr ? policy->fanout() : node(segments_[prompt]).generation->n;
+}
+
 int DecodeTree::AddBranch(int prompt, int sample) {
   const int node_index = segments_[prompt].node;
   const Generation& g = *init_.nodes[node_index].generation;
@@ -84,19 +104,28 @@ int DecodeTree::AddBranch(int prompt, int sample) {
     if (sample == 0) of_prompt.AddPrompt(PathTokens(prompt));
     s.history = of_prompt;
   }
+  if (PolicyOf(s) != nullptr) {
+    s.search = prompt;
+    segments_[prompt].undecided.push_back(index);
+    ++segments_[prompt].num_started;
+  }
   return index;
 }
 
 DecodeTree::SampleRequest DecodeTree::NextSample(int branch) const {
   const Segment& s = segments_[branch];
   const Generation& g = *node(s).generation;
-  const int count = static_cast<int>(s.generated.size());
+  const int count = s.search_tokens;
+  const BranchPolicy* policy = PolicyOf(s);
+  const int candidates = policy != nullptr ? policy->num_candidates() : 0;
   return {.params = &g.sampling,
           .history = HasPenalty(g.sampling) ? &s.history : nullptr,
-          .banned = count < g.min_tokens ? std::span<const int32_t>(banned_[s.node])
-                                         : std::span<const int32_t>(),
+          // Where the policy chooses, it is told what it may not.
+          .banned = count < g.min_tokens && candidates == 0
+                        ? std::span<const int32_t>(banned_[s.node])
+                        : std::span<const int32_t>(),
           .uniform = BranchUniform(s.seed, count),
-          .top_logprobs = g.logprobs.value_or(-1)};
+          .top_logprobs = std::max(g.logprobs.value_or(-1), candidates > 0 ? candidates : -1)};
 }
 
 int DecodeTree::top_logprobs(int index) const {
@@ -109,53 +138,75 @@ bool DecodeTree::IsStopToken(const Generation& g, int32_t token) const {
   return std::ranges::find(g.stop_token_ids, token) != g.stop_token_ids.end();
 }
 
+// Tells the client of the branch, the first time.
+void DecodeTree::Announce(Segment& s, absl::Time now) {
+  if (s.started) return;
+  s.started = true;
+  int ancestor = s.parent;
+  while (ancestor >= 0 && segments_[ancestor].kind != SegmentKind::kBranch) {
+    ancestor = segments_[ancestor].parent;
+  }
+  init_.outbox->Push(
+      BranchStarted{.branch_id = s.branch_id,
+                    .parent_branch_id = ancestor < 0 ? -1 : segments_[ancestor].branch_id,
+                    .node = s.node,
+                    .sample = s.sample,
+                    .fork_token_index = s.start});
+  if (usage_.first_token_ms == 0) {
+    usage_.first_token_ms = absl::ToDoubleMilliseconds(now - init_.submitted);
+  }
+}
+
 DecodeTree::Accepted DecodeTree::Accept(int branch, const Sample& sample, absl::Time now) {
   Segment& s = segments_[branch];
-  const Generation& g = *node(s).generation;
-  if (!s.started) {
-    s.started = true;
-    int ancestor = segments_[s.parent].parent;
-    while (ancestor >= 0 && segments_[ancestor].kind != SegmentKind::kBranch) {
-      ancestor = segments_[ancestor].parent;
-    }
-    init_.outbox->Push(
-        BranchStarted{.branch_id = s.branch_id,
-                      .parent_branch_id = ancestor < 0 ? -1 : segments_[ancestor].branch_id,
-                      .node = s.node,
-                      .sample = s.sample,
-                      .fork_token_index = s.start});
-    if (usage_.first_token_ms == 0) {
-      usage_.first_token_ms = absl::ToDoubleMilliseconds(now - init_.submitted);
-    }
+  Announce(s, now);
+  if (s.search < 0) return {.finished = TakeToken(s, {sample.token, sample.logprob, sample.top})};
+  if (std::ranges::find(moved_searches_, s.search) == moved_searches_.end()) {
+    moved_searches_.push_back(s.search);
   }
-  const bool may_stop = static_cast<int>(s.generated.size()) >= g.min_tokens;
-  if (may_stop && IsStopToken(g, sample.token)) {
+  if (PolicyOf(s)->num_candidates() > 0) {
+    s.candidates = sample.top;
+    return {.held = true};
+  }
+  const bool finished = TakeToken(s, {sample.token, sample.logprob, sample.top});
+  return {.finished = finished, .held = finished};
+}
+
+// True: the branch has ended.
+bool DecodeTree::TakeToken(Segment& s, TokenLogprob token) {
+  const Generation& g = *node(s).generation;
+  const bool may_stop = s.search_tokens >= g.min_tokens;
+  if (may_stop && IsStopToken(g, token.token)) {
     const TextStream::Output rest = s.text->Finish();
     Release(s, rest.text, static_cast<int>(s.generated.size()));
-    EndBranch(s, FinishReason::kStop, absl::StrCat(sample.token));
-    return {.finished = true};
+    EndBranch(s, FinishReason::kStop, absl::StrCat(token.token));
+    return true;
   }
-  s.generated.push_back(sample.token);
-  s.logprobs.push_back({sample.token, sample.logprob, sample.top});
-  if (HasPenalty(g.sampling)) s.history.AddGenerated(sample.token);
-
-  const int count = static_cast<int>(s.generated.size());
-  const TextStream::Output out = s.text->Push(sample.token, count >= g.min_tokens);
+  s.generated.push_back(token.token);
+  if (HasPenalty(g.sampling)) s.history.AddGenerated(token.token);
+  s.search_logprob += token.logprob;
+  const int count = ++s.search_tokens;
+  const TextStream::Output out = s.text->Push(token.token, count >= g.min_tokens);
+  s.logprobs.push_back(std::move(token));
   if (out.stop_index >= 0) {
+    for (size_t i = out.kept_tokens; i < s.logprobs.size(); ++i) {
+      s.search_logprob -= s.logprobs[i].logprob;
+      --s.search_tokens;
+    }
     s.generated.resize(out.kept_tokens);
     s.logprobs.resize(out.kept_tokens);
     Release(s, out.text, out.kept_tokens);
     EndBranch(s, FinishReason::kStop, g.stop[out.stop_index]);
-    return {.finished = true};
+    return true;
   }
   if (count >= node(s).max_tokens) {
     const TextStream::Output rest = s.text->Finish();
-    Release(s, out.text + rest.text, count);
+    Release(s, out.text + rest.text, static_cast<int>(s.generated.size()));
     EndBranch(s, FinishReason::kLength, "");
-    return {.finished = true};
+    return true;
   }
   Release(s, out.text, out.tokens_released);
-  return {.finished = false};
+  return false;
 }
 
 bool DecodeTree::AcceptScore(int score, const Sample& sample) {
@@ -186,16 +237,27 @@ void DecodeTree::Release(Segment& s, const std::string& text, int released) {
   }
 }
 
+// The branch's tokens are final. Its client hears of it at once, or when its search has decided.
 void DecodeTree::EndBranch(Segment& s, FinishReason reason, std::string stop_reason) {
+  s.done = true;
+  s.end_reason = reason;
+  s.stop_reason = std::move(stop_reason);
+  usage_.completion_tokens += static_cast<int64_t>(s.generated.size());
+  if (s.search < 0) Report(s, reason, std::nullopt, std::nullopt, std::nullopt);
+}
+
+void DecodeTree::Report(const Segment& s, FinishReason reason, std::optional<double> score,
+                        std::optional<double> threshold, std::optional<int> rank) {
   double cumulative = 0;
   for (const TokenLogprob& t : s.logprobs) cumulative += t.logprob;
-  s.done = true;
-  usage_.completion_tokens += static_cast<int64_t>(s.generated.size());
   pending_ends_.push_back(BranchFinished{.branch_id = s.branch_id,
                                          .reason = reason,
                                          .cumulative_logprob = cumulative,
                                          .completion_tokens = static_cast<int>(s.generated.size()),
-                                         .stop_reason = std::move(stop_reason)});
+                                         .stop_reason = s.stop_reason,
+                                         .score = score,
+                                         .threshold = threshold,
+                                         .rank = rank});
 }
 
 void DecodeTree::Started() {
@@ -218,6 +280,12 @@ void DecodeTree::Finish(const absl::Status& status, FinishReason reason, absl::T
     const TextStream::Output rest = s.text->Finish();
     Release(s, rest.text, static_cast<int>(s.generated.size()));
     EndBranch(s, reason, "");
+  }
+  for (const Segment& prompt : segments_) {
+    for (int branch : prompt.undecided) {
+      const Segment& s = segments_[branch];
+      if (s.started) Report(s, reason, std::nullopt, std::nullopt, std::nullopt);
+    }
   }
   Flush();
   usage_.total_ms = absl::ToDoubleMilliseconds(now - init_.submitted);

@@ -3,7 +3,8 @@
 //
 // A *segment* is a run of tokens with one parent segment:
 //   prompt   an instance of a prompt node, one for each branch that the node continues
-//   branch   one of the n generations of a prompt node's instance
+//   branch   one of the generations of a prompt node's instance, or a fork of another branch: then
+//            it continues its parent after the first (start - parent's start) of its tokens
 //   score    a continuation whose tokens are scored
 // Segments are created parents first and are never removed while the tree lives, so an index is a
 // name. Segment 0 is the root's instance.
@@ -22,6 +23,7 @@
 #include "engine/outbox.h"
 #include "engine/request.h"
 #include "engine/sampler/sampler.h"
+#include "engine/tree/branch_policy.h"
 #include "engine/tree/text_stream.h"
 
 namespace espalier {
@@ -48,6 +50,20 @@ struct DecodeTreeInit {
   absl::Time submitted;
 };
 
+// What a search policy's decisions ask of the scheduler.
+struct SearchOutcome {
+  struct Fork {
+    int branch = 0;
+    int source = 0;
+  };
+  std::vector<int> grown;  // held branches that took a token and go on
+  // New segments in order. They go on, if they are not done, where `source` was before it took its
+  // own token.
+  std::vector<Fork> forks;
+  std::vector<int> dropped;  // branches that need their KV no longer: pruned, or ended
+  std::vector<int> kept;     // branches whose children follow
+};
+
 enum class SegmentKind { kPrompt, kBranch, kScore };
 
 struct Segment {
@@ -58,6 +74,10 @@ struct Segment {
   bool done = false;
   TokenHistory history;  // where a penalty is set: of a prompt's path, of a branch's path
 
+  // Prompt only, of a generation with a search policy.
+  std::vector<int> undecided;  // branches that the policy has neither pruned nor kept
+  int num_started = 0;         // branches that began here
+
   // Branch only.
   int branch_id = -1;
   int sample = 0;
@@ -67,6 +87,14 @@ struct Segment {
   std::vector<TokenLogprob> logprobs;  // one a generated token
   int sent = 0;                        // generated tokens that the client has
   std::unique_ptr<TextStream> text;
+  // Under a search policy.
+  int search = -1;            // the prompt segment that the search began at; -1: no policy
+  int num_forks = 0;          // branches that were forked off
+  int search_tokens = 0;      // since the search began, with a stop token that the policy chose
+  double search_logprob = 0;  // their sum
+  std::vector<std::pair<int32_t, float>> candidates;  // that the policy has yet to choose from
+  FinishReason end_reason = FinishReason::kStop;      // once done
+  std::string stop_reason;
 
   // Score only: one a token of the node, filled in order.
   std::vector<TokenLogprob> scores;
@@ -92,6 +120,8 @@ class DecodeTree {
   // Tokens from the root to the segment's end.
   std::vector<int32_t> PathTokens(int index) const;
   int path_length(int index) const;
+  // Branches that begin at a prompt that generates.
+  int fanout(int prompt) const;
   bool has_children(int index) const { return !node(segments_[index]).children.empty(); }
 
   // New segments; the caller schedules them.
@@ -113,8 +143,11 @@ class DecodeTree {
   // Takes the branch's next token. Tells the client at the next Flush.
   struct Accepted {
     bool finished = false;  // the branch has ended; its generated tokens are final
+    bool held = false;      // its search decides what becomes of it
   };
   Accepted Accept(int branch, const Sample& sample, absl::Time now);
+  // Asks the policies of the searches in which a branch was held or moved since the last call.
+  std::vector<SearchOutcome> DecideSearches();
   // The next scored token of a score segment; returns true with the last one.
   bool AcceptScore(int score, const Sample& sample);
   void RestartScore(int score) { segments_[score].scores.clear(); }
@@ -130,13 +163,28 @@ class DecodeTree {
  private:
   int AddSegment(SegmentKind kind, int node, int parent);
   void Release(Segment& s, const std::string& text, int released);
+  void Announce(Segment& s, absl::Time now);
+  bool TakeToken(Segment& s, TokenLogprob token);
   void EndBranch(Segment& s, FinishReason reason, std::string stop_reason);
+  void Report(const Segment& s, FinishReason reason, std::optional<double> score,
+              std::optional<double> threshold, std::optional<int> rank);
+
+  const BranchPolicy* PolicyOf(const Segment& s) const { return policies_[s.node].get(); }
+  SearchView ViewOf(const Segment& prompt) const;
+  void TakeStep(const SearchDecision::Step& step, SearchOutcome* outcome);
+  void Prune(const SearchDecision::Pruned& pruned);
+  void Apply(int prompt, const SearchDecision& decision, SearchOutcome* outcome);
+  int AddFork(int source);
   bool IsStopToken(const Generation& g, int32_t token) const;
 
   DecodeTreeInit init_;
   std::vector<int32_t> eos_;
   std::vector<std::vector<int32_t>> banned_;  // [nodes] what min_tokens forbids
-  std::deque<Segment> segments_;              // references stay valid while segments are added
+  // [nodes] null: branches are independent
+  std::vector<std::unique_ptr<const BranchPolicy>> policies_;
+  std::vector<std::vector<int32_t>> stop_tokens_;  // [nodes] with a policy
+  std::vector<int> moved_searches_;                // prompt segments, since DecideSearches
+  std::deque<Segment> segments_;                   // references stay valid while segments are added
   int num_branches_ = 0;
   StepTokens pending_tokens_;
   std::vector<TreeEvent> pending_ends_;

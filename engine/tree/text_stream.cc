@@ -58,6 +58,13 @@ TextStream::Output TextStream::Finish() {
   return output;
 }
 
+TextStream TextStream::Fork() const {
+  ESPALIER_CHECK(stop_->empty());
+  TextStream fork(tokenizer_, stop_, include_stop_);
+  fork.held_ = held_;
+  return fork;
+}
+
 // A character that begins before `hold` and ends after it stays: what it becomes depends on
 // whether the text is cut there.
 std::string TextStream::Release(int64_t hold) {

@@ -41,6 +41,9 @@ class TextStream {
   Output Push(int32_t token, bool may_stop);
   // The branch ended for another reason: what is held back goes out. The last call.
   Output Finish();
+  // A stream that goes on where this one is, with another branch's tokens: it begins with the
+  // incomplete character that this one holds, if any. Of a stream without stop strings.
+  TextStream Fork() const;
 
  private:
   Output Stop(int stop_index, int64_t match_end);

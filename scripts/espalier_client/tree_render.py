@@ -38,7 +38,9 @@ def _add_below(picture: Tree, state: TreeState, node: Node, parent_branch: int |
         _add_children(picture, state, node, parent_branch)
         return
     for branch in state.branches_at(node.id, parent_branch):
-        _add_children(picture.add(_branch_label(branch)), state, node, branch.id)
+        below = picture.add(_branch_label(branch))
+        _add_children(below, state, node, branch.id)
+        _add_below(below, state, node, branch.id)  # what a search forked off
 
 
 def _add_children(picture: Tree, state: TreeState, node: Node, branch: int | None) -> None:
@@ -64,7 +66,8 @@ def _branch_label(branch: Branch) -> Text:
         return label
     # A greedy branch can be certain: then the sum is a negative zero.
     logprob = branch.cumulative_logprob + 0.0
-    notes = f"  ({branch.finish_reason}, {branch.num_tokens} tokens, logprob {logprob:.2f})"
+    rank = f"rank {branch.rank}, " if branch.rank is not None else ""
+    notes = f"  ({rank}{branch.finish_reason}, {branch.num_tokens} tokens, logprob {logprob:.2f})"
     label.append(notes, style="not bold dim")
     return label
 

@@ -17,6 +17,7 @@ class Branch:
     num_tokens: int = 0
     finish_reason: str = ""  # "stop", "length", ...; empty while the branch runs
     cumulative_logprob: float = 0.0
+    rank: int | None = None  # of a branch that a search kept, from 0, best first
 
 
 @dataclasses.dataclass
@@ -43,7 +44,8 @@ class TreeState:
         self.seed = 0
         self.usage: generate_pb2.Usage | None = None
         self._branches: dict[int, Branch] = {}
-        # Keyed by (node, branch above it): where in the picture a branch or a score belongs.
+        # Keyed by (node, branch above it): where in the picture a branch or a score belongs. Below a
+        # branch of the same node are those that a search forked off.
         self._grown: dict[tuple[str, int | None], list[Branch]] = {}
         self._scores: dict[tuple[str, int | None], float] = {}
 
@@ -90,6 +92,7 @@ class TreeState:
         branch.finish_reason = name.removeprefix("FINISH_REASON_").lower()
         branch.cumulative_logprob = finished.cumulative_logprob
         branch.num_tokens = finished.completion_tokens
+        branch.rank = finished.rank if finished.HasField("rank") else None
 
 
 def _parent(event: generate_pb2.BranchStarted | generate_pb2.NodeScored) -> int | None:

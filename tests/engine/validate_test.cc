@@ -106,6 +106,62 @@ TEST_F(ValidateTreeTest, NamesFieldValueAndLimit) {
             "nodes[1].generation.top_p is 1.5; must be greater than 0 and at most 1");
 }
 
+TEST_F(ValidateTreeTest, LimitsBestOfN) {
+  generation().n = 5;
+  BestOfN& best = generation().search.emplace<BestOfN>();
+  ExpectRange(&best.keep, 1, 0, 5, 6, "nodes[1].generation.best_of_n.keep");
+}
+
+TEST_F(ValidateTreeTest, LimitsBeamSearch) {
+  limits_.max_beam_width = 6;
+  limits_.max_beam_candidates = 9;
+  model_.num_eos = 3;
+  BeamSearch& beam = generation().search.emplace<BeamSearch>();
+  ExpectRange(&beam.width, 1, 0, 6, 7, "nodes[1].generation.beam_search.width");
+  beam.width = 4;
+  ExpectRange(&beam.num_return, 1, 0, 4, 5, "nodes[1].generation.beam_search.num_return");
+  ExpectFloatRange(&beam.length_penalty, -10, 10, "nodes[1].generation.beam_search.length_penalty");
+  generation().stop_token_ids = {1, 2};
+  ExpectAccepted();
+  generation().stop_token_ids = {1, 2, 3};
+  ExpectRefused("nodes[1].generation.beam_search.width", "4", "at most 3");
+  generation().ignore_eos = true;
+  ExpectAccepted();
+}
+
+TEST_F(ValidateTreeTest, BeamSearchRefusesWhatItDoesNotApply) {
+  generation().search = BeamSearch{.width = 2};
+  const Generation accepted = generation();
+  const auto refuses = [&](const std::string& field, auto change) {
+    generation() = accepted;
+    change(generation());
+    ExpectRefused("nodes[1].generation." + field, "unset with beam_search");
+  };
+  refuses("n", [](Generation& g) { g.n = 2; });
+  refuses("stop", [](Generation& g) { g.stop = {"x"}; });
+  refuses("temperature", [](Generation& g) { g.sampling.temperature = 0.5f; });
+  refuses("top_k", [](Generation& g) { g.sampling.top_k = 2; });
+  refuses("top_p", [](Generation& g) { g.sampling.top_p = 0.5f; });
+  refuses("min_p", [](Generation& g) { g.sampling.min_p = 0.5f; });
+  refuses("repetition_penalty", [](Generation& g) { g.sampling.repetition_penalty = 1.5f; });
+  refuses("frequency_penalty", [](Generation& g) { g.sampling.frequency_penalty = 1; });
+  refuses("presence_penalty", [](Generation& g) { g.sampling.presence_penalty = 1; });
+  refuses("logit_bias", [](Generation& g) { g.sampling.logit_bias = {{1, 1.0f}}; });
+  generation() = accepted;
+  ExpectAccepted();
+}
+
+TEST_F(ValidateTreeTest, WidthCountsWhatASearchKeeps) {
+  limits_.max_width = 8;
+  generation().n = 8;
+  AddNode(1).generation->n = 3;
+  ExpectRefused("nodes", "24", "8");
+  generation().search = BestOfN{.keep = 2};
+  ExpectAccepted();
+  generation().search = BestOfN{.keep = 3};
+  ExpectRefused("nodes", "9", "8");
+}
+
 TEST_F(ValidateTreeTest, LimitsNodes) {
   while (request_.nodes.size() < 6) AddNode(0);
   ExpectAccepted();

@@ -139,6 +139,48 @@ TEST(ConvertRequestTest, EveryFieldArrives) {
   EXPECT_EQ(g.logprobs, 5);
 }
 
+TEST(ConvertRequestTest, SearchPoliciesArrive) {
+  const auto search = [](const std::string& text) {
+    return FromRequestText("root { text: 'x' generation { " + text + " } }")
+        .nodes[0]
+        .generation->search;
+  };
+  EXPECT_TRUE(std::holds_alternative<std::monostate>(search("n: 2")));
+
+  auto best = std::get<BestOfN>(search("best_of_n {}"));
+  EXPECT_EQ(best.keep, 1);
+  EXPECT_EQ(best.score, BranchScore::kMeanLogprob);
+  best = std::get<BestOfN>(search("best_of_n { keep: 3 score: SCORE_CUMULATIVE_LOGPROB }"));
+  EXPECT_EQ(best.keep, 3);
+  EXPECT_EQ(best.score, BranchScore::kCumulativeLogprob);
+
+  auto beam = std::get<BeamSearch>(search("beam_search { width: 4 }"));
+  EXPECT_EQ(beam.width, 4);
+  EXPECT_EQ(beam.num_return, 1);
+  EXPECT_EQ(beam.length_penalty, 1.0f);
+  EXPECT_EQ(beam.early_stopping, EarlyStopping::kHeuristic);
+  beam = std::get<BeamSearch>(search(
+      "beam_search { width: 4 num_return: 2 length_penalty: 0 early_stopping: EARLY_STOPPING_NEVER "
+      "}"));
+  EXPECT_EQ(beam.num_return, 2);
+  EXPECT_EQ(beam.length_penalty, 0.0f);
+  EXPECT_EQ(beam.early_stopping, EarlyStopping::kNever);
+  beam = std::get<BeamSearch>(search("beam_search { early_stopping: EARLY_STOPPING_ALWAYS }"));
+  EXPECT_EQ(beam.early_stopping, EarlyStopping::kAlways);
+}
+
+TEST(ConvertRequestTest, RefusesUnknownEnumValues) {
+  v1::GenerateRequest request;
+  v1::Generation& generation = *request.mutable_root()->mutable_generation();
+  generation.mutable_best_of_n()->set_score(static_cast<v1::BestOfN::Score>(9));
+  EXPECT_EQ(TakeTreeRequest(request).status().message(),
+            "nodes[0].generation.best_of_n.score is 9; must be a value of the enum");
+  generation.mutable_beam_search()->set_early_stopping(
+      static_cast<v1::BeamSearch::EarlyStopping>(7));
+  EXPECT_EQ(TakeTreeRequest(request).status().message(),
+            "nodes[0].generation.beam_search.early_stopping is 7; must be a value of the enum");
+}
+
 TEST(ConvertRequestTest, TopKMinusOneMeansOff) {
   const auto top_k = [](const char* value) {
     return FromRequestText(std::string("root { generation { top_k: ") + value + " } }")
@@ -326,6 +368,18 @@ TEST(ConvertEventTest, EveryKindOfEvent) {
   EXPECT_EQ(finished.cumulative_logprob(), -3.5);
   EXPECT_EQ(finished.completion_tokens(), 6);
   EXPECT_EQ(finished.stop_reason(), "\n");
+  EXPECT_FALSE(finished.has_score() || finished.has_threshold() || finished.has_rank());
+
+  const auto pruned =
+      writer
+          .ToProto(BranchFinished{
+              .reason = FinishReason::kPruned, .stop_reason = "", .score = -2.0, .threshold = -1.5})
+          .branch_finished();
+  EXPECT_EQ(pruned.score(), -2.0);
+  EXPECT_EQ(pruned.threshold(), -1.5);
+  EXPECT_FALSE(pruned.has_rank());
+  const auto kept = writer.ToProto(BranchFinished{.stop_reason = "", .rank = 0}).branch_finished();
+  EXPECT_TRUE(kept.has_rank());
 
   const auto scored =
       writer

@@ -64,6 +64,19 @@ Generation Simulation::RandomGeneration() {
   if (Chance(0.3)) g.stop = {std::string(1, static_cast<char>(Random(0, kVocab - 2)))};
   if (Chance(0.2)) g.sampling.repetition_penalty = 1.5f;
   if (Chance(0.2)) g.logprobs = 0;
+  if (Chance(0.2)) {
+    g.search =
+        BestOfN{.keep = Random(1, g.n),
+                .score = Chance(0.5) ? BranchScore::kMeanLogprob : BranchScore::kCumulativeLogprob};
+  } else if (Chance(0.2)) {
+    const int width = Random(1, 4);
+    g.n = 1;
+    g.stop.clear();
+    g.sampling = {};
+    g.search = BeamSearch{.width = width,
+                          .num_return = Random(1, width),
+                          .early_stopping = static_cast<EarlyStopping>(Random(0, 2))};
+  }
   return g;
 }
 
@@ -144,6 +157,8 @@ void Simulation::Read(const std::string& id, Client& client) {
       ASSERT_TRUE(client.branches.contains(ended->branch_id));
       ASSERT_FALSE(client.ended[ended->branch_id]);
       client.ended[ended->branch_id] = true;
+      ASSERT_EQ(ended->threshold.has_value(), ended->reason == FinishReason::kPruned);
+      ASSERT_FALSE(ended->rank && ended->threshold) << "a branch both kept and pruned";
       ASSERT_EQ(ended->completion_tokens,
                 static_cast<int>(client.branches[ended->branch_id].size()));
     } else if (const auto* finished = std::get_if<TreeFinished>(&*event)) {
@@ -266,7 +281,11 @@ void Simulation::RunModel(const StepBatch& batch) {
           Mix(row_hash[row] ^ static_cast<uint64_t>(request.uniform * 1e9)) % kVocab);
       while (std::ranges::find(request.banned, token) != request.banned.end()) --token;
       samples_[i].token = token;
-      samples_[i].logprob = -1;
+      samples_[i].logprob = -static_cast<float>(row_hash[row] % 97) / 50;
+      for (int k = 0; k < std::min(request.top_logprobs, kVocab); ++k) {
+        samples_[i].top.emplace_back(static_cast<int32_t>((token + 5 * k) % kVocab),
+                                     samples_[i].logprob - static_cast<float>(k) / 3);
+      }
     }
   }
 }

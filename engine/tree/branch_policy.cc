@@ -1,0 +1,18 @@
+#include "engine/tree/branch_policy.h"
+
+#include "engine/tree/beam_search.h"
+#include "engine/tree/best_of_n.h"
+
+namespace espalier {
+
+std::unique_ptr<const BranchPolicy> MakePolicy(const Generation& generation, int num_stop_tokens) {
+  if (const auto* best = std::get_if<BestOfN>(&generation.search)) {
+    return std::make_unique<BestOfNPolicy>(*best, generation.n);
+  }
+  if (const auto* beam = std::get_if<BeamSearch>(&generation.search)) {
+    return std::make_unique<BeamSearchPolicy>(*beam, num_stop_tokens);
+  }
+  return nullptr;
+}
+
+}  // namespace espalier

@@ -1,0 +1,201 @@
+// Search policies on tiny checkpoints: what lives on is what the policy's meaning says, however
+// the search shares, batches or is preempted.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <random>
+
+#include "engine/engine.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/tiny_engine.h"
+#include "tests/support/tree_runner.h"
+
+namespace espalier {
+namespace {
+
+using ::testing::HasSubstr;
+
+nlohmann::json Golden() {
+  std::ifstream file(ESPALIER_SOURCE_DIR "/tests/golden/beam_search.json");
+  return nlohmann::json::parse(file);
+}
+
+EarlyStopping ParseEarlyStopping(const std::string& text) {
+  if (text == "true") return EarlyStopping::kAlways;
+  return text == "never" ? EarlyStopping::kNever : EarlyStopping::kHeuristic;
+}
+
+TreeRequest BeamRequest(const nlohmann::json& golden, const nlohmann::json& test) {
+  Generation g;
+  g.max_tokens = golden["max_tokens"].get<int>();
+  g.ignore_eos = true;
+  g.stop_token_ids = golden["stop_token_ids"].get<std::vector<int32_t>>();
+  g.search = BeamSearch{.width = test["width"].get<int>(),
+                        .num_return = test["width"].get<int>(),
+                        .length_penalty = test["length_penalty"].get<float>(),
+                        .early_stopping = ParseEarlyStopping(test["early_stopping"])};
+  TreeRequest request;
+  request.nodes = {
+      Node(-1, golden["prompts"][test["prompt"].get<int>()].get<std::vector<int32_t>>(), g)};
+  return request;
+}
+
+// Generated tokens from the prompt's end to the branch's.
+std::vector<int32_t> GeneratedPath(const TreeResult& result, const BranchResult& branch) {
+  if (branch.start.parent_branch_id < 0) return branch.tokens;
+  const BranchResult& parent = result.branches.at(branch.start.parent_branch_id);
+  std::vector<int32_t> path = GeneratedPath(result, parent);
+  const auto parent_tokens = static_cast<std::ptrdiff_t>(parent.tokens.size());
+  const int fork = branch.start.fork_token_index - parent.start.fork_token_index;
+  path.resize(path.size() - static_cast<size_t>(parent_tokens - fork));
+  path.insert(path.end(), branch.tokens.begin(), branch.tokens.end());
+  return path;
+}
+
+// What the search returned, best first.
+std::vector<const BranchResult*> Ranked(const TreeResult& result) {
+  std::map<int, const BranchResult*> by_rank;
+  for (const auto& [id, branch] : result.branches) {
+    if (branch.end.rank) by_rank[*branch.end.rank] = &branch;
+  }
+  std::vector<const BranchResult*> ranked;
+  for (const auto& [rank, branch] : by_rank) ranked.push_back(branch);
+  return ranked;
+}
+
+void ExpectHypotheses(const TreeResult& result, const nlohmann::json& test) {
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  const std::vector<const BranchResult*> ranked = Ranked(result);
+  ASSERT_EQ(ranked.size(), test["hypotheses"].size());
+  for (size_t i = 0; i < ranked.size(); ++i) {
+    const nlohmann::json& expected = test["hypotheses"][i];
+    EXPECT_EQ(GeneratedPath(result, *ranked[i]), expected["tokens"].get<std::vector<int32_t>>());
+    if (expected["score"].is_null()) continue;
+    EXPECT_NEAR(*ranked[i]->end.score, expected["score"].get<double>(), 1e-4);
+  }
+}
+
+TEST(BeamSearchPolicy, EqualsTransformers) {
+  const nlohmann::json golden = Golden();
+  const std::unique_ptr<Engine> engine =
+      MakeEngine(ExactConfig(Sharing::kCache), golden["checkpoint"]);
+  for (const nlohmann::json& test : golden["cases"]) {
+    SCOPED_TRACE(testing::Message() << "prompt " << test["prompt"] << ", width " << test["width"]
+                                    << ", length penalty " << test["length_penalty"]
+                                    << ", early stopping " << test["early_stopping"]);
+    ExpectHypotheses(RunTree(*engine, BeamRequest(golden, test)), test);
+    if (testing::Test::HasFatalFailure()) return;
+  }
+  EXPECT_EQ(engine->Stats().pages_locked, 0);
+}
+
+TEST(BeamSearchPolicy, DoesNotDependOnSharingChunksMatesOrMemory) {
+  const nlohmann::json golden = Golden();
+  for (const Sharing sharing : {Sharing::kNone, Sharing::kTree, Sharing::kCache}) {
+    EngineConfig config = ExactConfig(sharing);
+    config.max_batch_tokens = 7;
+    config.max_live_branches = 3;
+    config.kv_memory_bytes = 32 << 10;
+    const std::unique_ptr<Engine> engine = MakeEngine(config, golden["checkpoint"]);
+    std::vector<std::unique_ptr<TreeCall>> calls;
+    std::vector<nlohmann::json> tests;
+    for (const nlohmann::json& test : golden["cases"]) {
+      if (test["width"] != 4 || test["prompt"].get<int>() > 4) continue;
+      calls.push_back(*TreeCall::Start(*engine, BeamRequest(golden, test)));
+      tests.push_back(test);
+    }
+    for (size_t i = 0; i < calls.size(); ++i) ExpectHypotheses(calls[i]->Wait(), tests[i]);
+    EXPECT_EQ(engine->Stats().pages_locked, 0);
+    EXPECT_GT(engine->Stats().preemptions, 0);
+  }
+}
+
+TreeRequest SampledRequest(uint64_t seed, int n) {
+  std::mt19937_64 rng(seed);
+  Generation g;
+  g.n = n;
+  g.max_tokens = 24;
+  g.ignore_eos = true;
+  g.stop_token_ids = {3, 17, 60, 101, 150, 201, 220};
+  g.logprobs = 0;
+  TreeRequest request;
+  request.seed = seed;
+  request.nodes = {Node(-1, RandomTokens(rng, 12), g)};
+  return request;
+}
+
+TEST(BestOfNPolicy, KeepsTheBestOfTheSameSamples) {
+  const std::unique_ptr<Engine> engine = MakeEngine(ExactConfig(Sharing::kCache));
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    for (const BranchScore score : {BranchScore::kMeanLogprob, BranchScore::kCumulativeLogprob}) {
+      SCOPED_TRACE(testing::Message() << "seed " << seed);
+      TreeRequest request = SampledRequest(seed, 9);
+      const TreeResult all = RunTree(*engine, request);
+      ASSERT_TRUE(all.status.ok()) << all.status;
+      std::vector<std::pair<double, int>> scores;
+      for (const auto& [id, branch] : all.branches) {
+        const double divisor =
+            score == BranchScore::kMeanLogprob ? std::max(branch.end.completion_tokens, 1) : 1;
+        scores.emplace_back(-branch.end.cumulative_logprob / divisor, branch.start.sample);
+      }
+      std::ranges::sort(scores);
+
+      constexpr int kKeep = 3;
+      request.nodes[0].generation->search = BestOfN{.keep = kKeep, .score = score};
+      request.nodes.push_back(Node(0, {1, 2}, Greedy(3)));
+      const TreeResult best = RunTree(*engine, request);
+      ASSERT_TRUE(best.status.ok()) << best.status;
+      const std::vector<const BranchResult*> ranked = Ranked(best);
+      ASSERT_EQ(ranked.size(), static_cast<size_t>(kKeep));
+      int64_t children = 0;
+      for (int i = 0; i < kKeep; ++i) {
+        EXPECT_EQ(ranked[i]->start.sample, scores[i].second);
+        EXPECT_NEAR(*ranked[i]->end.score, -scores[i].first, 1e-4);
+        EXPECT_EQ(ranked[i]->tokens, all.Branch(0, scores[i].second).tokens);
+        best.Branch(1, 0, ranked[i]->start.branch_id);
+      }
+      for (const auto& [id, branch] : best.branches) {
+        if (branch.start.node == 1) ++children;
+        if (branch.start.node == 1 || branch.end.rank) continue;
+        EXPECT_EQ(branch.end.reason, FinishReason::kPruned);
+        ASSERT_TRUE(branch.end.score && branch.end.threshold);
+        EXPECT_LE(*branch.end.score, *branch.end.threshold);
+      }
+      EXPECT_EQ(children, kKeep);
+      EXPECT_LE(best.usage.completion_tokens, all.usage.completion_tokens + kKeep * 3);
+    }
+  }
+  EXPECT_EQ(engine->Stats().pages_locked, 0);
+}
+
+TEST(BeamSearchPolicy, ChildrenOfABeamContinueItsHypotheses) {
+  const nlohmann::json golden = Golden();
+  const std::unique_ptr<Engine> engine =
+      MakeEngine(ExactConfig(Sharing::kCache), golden["checkpoint"]);
+  for (const nlohmann::json& test : golden["cases"]) {
+    if (test["width"] != 4 || test["early_stopping"] != "false") continue;
+    TreeRequest request = BeamRequest(golden, test);
+    std::get<BeamSearch>(request.nodes[0].generation->search).num_return = 2;
+    request.nodes.push_back(Node(0, {5, 6}, Greedy(4)));
+    const TreeResult result = RunTree(*engine, request);
+    ASSERT_TRUE(result.status.ok()) << result.status;
+    for (const BranchResult* hypothesis : Ranked(result)) {
+      const BranchResult& child = result.Branch(1, 0, hypothesis->start.branch_id);
+      std::vector<int32_t> path = std::get<std::vector<int32_t>>(request.nodes[0].content);
+      const std::vector<int32_t> generated = GeneratedPath(result, *hypothesis);
+      path.insert(path.end(), generated.begin(), generated.end());
+      EXPECT_EQ(child.start.fork_token_index, static_cast<int>(path.size()) + 2);
+      path.insert(path.end(), {5, 6});
+      TreeRequest alone;
+      alone.nodes = {Node(-1, path, Greedy(4))};
+      EXPECT_EQ(child.tokens, RunTree(*engine, alone).branches.at(0).tokens);
+    }
+    EXPECT_EQ(Ranked(result).size(), 2u);
+  }
+}
+
+}  // namespace
+}  // namespace espalier

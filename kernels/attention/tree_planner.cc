@@ -90,9 +90,12 @@ struct TreePlanner::Impl {
   void TileByBranch();
   void TileBySubtree();
   void AddRows(RowInterval rows, bool may_join);
-  void PlanTiles();
+  void EmitTiles();
   void EmitTile(RowInterval tile);
   void ChoosePieces();
+  int64_t CostOfTiles() const;
+  void TakeFinerTilesInsteadOfCutting();
+  void CutTiles();
   void CutTile(const Tile& tile);
 
   // KV-guided variants: runs of KV first, then the rows that see each.
@@ -120,6 +123,10 @@ struct TreePlanner::Impl {
 
   std::vector<RowInterval> row_tiles;
   std::vector<Tile> tiles;
+  // Of the tiling to beat, while a finer one is tried.
+  std::vector<Tile> other_tiles;
+  std::vector<PlanEntry> other_entries;
+  std::vector<RowInterval> other_slot_rows;
   std::vector<std::pair<int64_t, int32_t>> costliest;  // heap of (cost of a piece, tile)
   std::vector<int32_t> path;
   std::vector<Span> spans;
@@ -133,11 +140,16 @@ const TreePlan& TreePlanner::Impl::Build(const TreeShape& shape, const PlanOptio
   switch (options.variant) {
     case AttentionVariant::kSequence:
       TileByBranch();
-      PlanTiles();
+      EmitTiles();
+      ChoosePieces();
+      CutTiles();
       break;
     case AttentionVariant::kDefault:
       TileBySubtree();
-      PlanTiles();
+      EmitTiles();
+      ChoosePieces();
+      if (options.cost.merge > 0) TakeFinerTilesInsteadOfCutting();
+      CutTiles();
       break;
     case AttentionVariant::kNode:
       PlanNodes(/*chunked=*/false);
@@ -215,7 +227,10 @@ void TreePlanner::Impl::TileBySubtree() {
   }
 }
 
-void TreePlanner::Impl::PlanTiles() {
+void TreePlanner::Impl::EmitTiles() {
+  plan.entries.clear();
+  plan.slot_rows.clear();
+  tiles.clear();
   for (const RowInterval& rows : row_tiles) {
     const int32_t entry_begin = static_cast<int32_t>(plan.entries.size());
     EmitTile(rows);
@@ -226,8 +241,6 @@ void TreePlanner::Impl::PlanTiles() {
                      .cost = cost,
                      .pieces = 1});
   }
-  ChoosePieces();
-  for (const Tile& tile : tiles) CutTile(tile);
 }
 
 // The tile's KV from the roots down: first the ancestors that it shares with the tile before, then
@@ -278,6 +291,51 @@ void TreePlanner::Impl::ChoosePieces() {
     costliest.back().first = piece_cost;
     std::push_heap(costliest.begin(), costliest.end());
   }
+}
+
+// What the busiest worker does, and the merge.
+int64_t TreePlanner::Impl::CostOfTiles() const {
+  int64_t total = 0;
+  int64_t largest = 0;
+  bool cut = false;
+  for (const Tile& tile : tiles) {
+    total += tile.cost;
+    largest = std::max(largest, tile.cost / tile.pieces);
+    cut |= tile.pieces > 1;
+  }
+  const PlanOptions& options = plan.options;
+  return std::max(largest, total * options.num_kv_heads / options.num_workers) +
+         (cut ? options.cost.merge : 0);
+}
+
+// Where as many tiles of fewer rows as there are workers cost less than pieces and their merge: no
+// row has a partial state then. Shared KV is read by more tiles, so this pays where it is short.
+void TreePlanner::Impl::TakeFinerTilesInsteadOfCutting() {
+  const auto is_cut = [](const Tile& tile) { return tile.pieces > 1; };
+  if (std::ranges::none_of(tiles, is_cut)) return;
+  const int64_t cost = CostOfTiles();
+  size_t num_tiles = tiles.size();
+  for (rows_per_tile /= 2; rows_per_tile >= 1; rows_per_tile /= 2) {
+    row_tiles.clear();
+    TileBySubtree();
+    if (row_tiles.size() == num_tiles) continue;
+    num_tiles = row_tiles.size();
+    if (static_cast<int64_t>(num_tiles) * plan.options.num_kv_heads > plan.options.num_workers) {
+      return;
+    }
+    std::swap(tiles, other_tiles);
+    std::swap(plan.entries, other_entries);
+    std::swap(plan.slot_rows, other_slot_rows);
+    EmitTiles();
+    if (CostOfTiles() < cost) return;
+    std::swap(tiles, other_tiles);
+    std::swap(plan.entries, other_entries);
+    std::swap(plan.slot_rows, other_slot_rows);
+  }
+}
+
+void TreePlanner::Impl::CutTiles() {
+  for (const Tile& tile : tiles) CutTile(tile);
 }
 
 void TreePlanner::Impl::CutTile(const Tile& tile) {

@@ -55,7 +55,8 @@ struct Problem {
             .num_workers = RandomInt(rng, 1, 8),
             .tile_rows = RandomChance(rng, 0.5) ? 128 : RandomInt(rng, 1, 40),
             .block_tokens = RandomChance(rng, 0.5) ? 0 : RandomInt(rng, 1, 100),
-            .cost = {.min_piece = RandomChance(rng, 0.5) ? 1 : 4096}};
+            .cost = {.min_piece = RandomChance(rng, 0.5) ? 1 : 4096,
+                     .merge = RandomChance(rng, 0.5) ? 0 : int64_t{1} << RandomInt(rng, 0, 40)}};
   }
 
   std::vector<float> Attend(const Context& ctx, const TreePlan& plan) {

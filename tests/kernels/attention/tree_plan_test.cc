@@ -36,7 +36,8 @@ PlanOptions RandomOptions(Rng& rng, AttentionVariant variant) {
           .num_workers = RandomInt(rng, 1, 12),
           .tile_rows = RandomInt(rng, 1, 128),
           .block_tokens = RandomChance(rng, 0.5) ? 0 : RandomInt(rng, 1, 200),
-          .cost = {.min_piece = RandomChance(rng, 0.5) ? 1 : 4096}};
+          .cost = {.min_piece = RandomChance(rng, 0.5) ? 1 : 4096,
+                   .merge = RandomChance(rng, 0.5) ? 0 : int64_t{1} << RandomInt(rng, 0, 40)}};
 }
 
 using Pair = std::pair<int32_t, int64_t>;  // (query, slot id)
@@ -236,6 +237,24 @@ TEST(TreePlanVariants, DefaultSpillsNothingOnOneWorkerAndLittleOnMany) {
   // The wide root is cut into pieces that all rows touch; leaves are whole but for the cuts.
   EXPECT_LE(plan.stats.partial_rows, int64_t{50} * plan.num_partitions());
   EXPECT_EQ(plan.stats.read_kv_tokens, plan.stats.unique_kv_tokens);
+}
+
+TEST(TreePlanVariants, DefaultTakesFinerTilesWhereThatIsCheaperThanCutting) {
+  TreePlanner planner;
+  PlanOptions options{.group_size = 4, .num_kv_heads = 8, .num_workers = 132};
+  options.cost = {.token = 288, .min_piece = 1, .merge = 80'000};
+  // 16 tiles of 16 rows are 128 units for 132 workers; the short root is read 16 times, not 8.
+  const TreeShape short_root = FewShot(256, 256, 32);
+  const TreePlan& finer = planner.Plan(short_root, options);
+  EXPECT_EQ(finer.stats.partial_rows, 0);
+  EXPECT_EQ(finer.num_partitions(), 16);
+  options.cost.merge = 0;
+  EXPECT_GT(planner.Plan(short_root, options).stats.partial_rows, 0);
+  // A long root is cut: reading it twice as often costs more than the merge.
+  options.cost.merge = 80'000;
+  const TreePlan& cut = planner.Plan(FewShot(20000, 256, 32), options);
+  EXPECT_GT(cut.stats.partial_rows, 0);
+  EXPECT_EQ(cut.stats.read_kv_tokens, 8 * 20000 + 256 * 32);
 }
 
 TEST(TreePlanVariants, FlattenCutsEqualBlocks) {

@@ -50,6 +50,7 @@ PlanOptions RandomOptions(Rng& rng, const Context& ctx, AttentionVariant variant
   if (RandomChance(rng, 0.5)) options.tile_rows = RandomInt(rng, 1, 128);
   if (RandomChance(rng, 0.5)) options.block_tokens = RandomInt(rng, 1, 200);
   if (RandomChance(rng, 0.7)) options.cost.min_piece = 1;
+  if (RandomChance(rng, 0.3)) options.cost.merge = int64_t{1} << 40;
   return options;
 }
 

@@ -68,6 +68,7 @@ struct PlanEntry {
   RowInterval rows;   // within the partition's rows
   int32_t slot_rows;  // -1: `rows` see all the slots; else index into TreePlan::slot_rows of
                       // `count` intervals, one a slot
+  bool read_again;    // rows of other tiles see the slots, too
 };
 
 struct PlanPartition {

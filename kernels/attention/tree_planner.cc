@@ -107,7 +107,11 @@ struct TreePlanner::Impl {
   void EmitTokens(int node, int begin, int end, RowInterval tile);
   void EmitPlain(int node, int begin, int end, RowInterval tile);
   void EmitDraft(int node, int begin, int end, RowInterval tile);
-  void AddEntry(const PageCursor& at, int count, RowInterval rows, int32_t slot_rows);
+  void AddEntry(const PageCursor& at, int count, RowInterval rows, int32_t slot_rows,
+                bool read_again);
+  bool SeenBeyond(int node, RowInterval tile) const {
+    return order.rows(node).begin < tile.begin || order.rows(node).end > tile.end;
+  }
 
   int64_t Cost(const PlanEntry& entry) const;
   // The entries [entry_begin, entry_end) become a partition.
@@ -450,13 +454,14 @@ void TreePlanner::Impl::EmitPlain(int node, int begin, int end, RowInterval tile
     if (rows.end == own.end) end = std::min(end, causal_end);
   }
 
+  const bool read_again = SeenBeyond(node, tile);
   PageCursor at(order.shape(), node, begin);
   for (int token = begin; token < end;) {
     const int count = std::min(at.SlotsLeft(), end - token);
     if (token + count <= full_end) {
-      AddEntry(at, count, rows, -1);
+      AddEntry(at, count, rows, -1, read_again);
     } else if (token >= causal_end) {
-      AddEntry(at, count, {own.end, rows.end}, -1);
+      AddEntry(at, count, {own.end, rows.end}, -1, read_again);
     } else {
       const int32_t slot_rows = static_cast<int32_t>(plan.slot_rows.size());
       const int32_t first_row = std::max(own.begin, order.FirstOwnRowFrom(node, token));
@@ -465,7 +470,7 @@ void TreePlanner::Impl::EmitPlain(int node, int begin, int end, RowInterval tile
         while (row < own.end && order.offset_of_row(row) < t) ++row;
         plan.slot_rows.push_back({row, rows.end});
       }
-      AddEntry(at, count, {first_row, rows.end}, slot_rows);
+      AddEntry(at, count, {first_row, rows.end}, slot_rows, read_again);
     }
     token += count;
     at.Advance(count);
@@ -490,7 +495,7 @@ void TreePlanner::Impl::EmitDraft(int node, int begin, int end, RowInterval tile
     }
     if (t > token) {
       if (uniform) plan.slot_rows.resize(slot_rows);
-      AddEntry(at, t - token, all, uniform ? -1 : slot_rows);
+      AddEntry(at, t - token, all, uniform ? -1 : slot_rows, SeenBeyond(node, tile));
     }
     const int next = t < page_end ? t + 1 : t;
     at.Advance(next - token);
@@ -499,13 +504,14 @@ void TreePlanner::Impl::EmitDraft(int node, int begin, int end, RowInterval tile
 }
 
 void TreePlanner::Impl::AddEntry(const PageCursor& at, int count, RowInterval rows,
-                                 int32_t slot_rows) {
+                                 int32_t slot_rows, bool read_again) {
   plan.num_pages = std::max(plan.num_pages, *at.page + 1);
   plan.entries.push_back({.page = *at.page,
                           .first_slot = at.slot,
                           .count = count,
                           .rows = rows,
-                          .slot_rows = slot_rows});
+                          .slot_rows = slot_rows,
+                          .read_again = read_again});
 }
 
 // ---- partitions

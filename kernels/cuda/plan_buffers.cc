@@ -14,18 +14,24 @@ namespace espalier {
 namespace {
 
 constexpr size_t kLeastBytes = 64 << 10;
-// Measured on an H100 at head_dim 128: a stage that all 128 rows see takes 1.43 times as long as
-// one that few rows see, for which the memory alone counts.
-constexpr int kTokenCost = 288;
+// Packed rows that a token weighs, measured on an H100 at head_dim 128. Portable kernel: a stage
+// that all 128 rows see takes 1.43 times as long as one that few rows see, for which the memory
+// alone counts. Hopper's: the rows hardly count.
+constexpr int kTokenCostPortable = 288;
+constexpr int kTokenCostHopper = 1000;
 // Two stages seen by few rows. A smaller piece is not worth its start and its partial states.
-constexpr int64_t kLeastPiece = 128 * kTokenCost;
-// Measured on the same: 7 us between the end of the attention and that of the merge.
-constexpr int64_t kMergeCost = 80'000;
+constexpr int64_t kLeastPieceTokens = 128;
+// Of few rows, in 7 us: what passes between the end of the attention and that of the merge.
+constexpr int64_t kMergeTokens = 278;
 // Arrays of the block start at multiples of this many words: 32 bytes, a sector.
 constexpr int64_t kAlignWords = 8;
 
 static_assert(kTargetDirect == TreePlan::kDirect);
 static_assert(kTargetUntouched == TreePlan::kUntouched);
+
+bool RunsOnHopper(const Context& ctx, AttentionKernel kernel) {
+  return ctx.cuda().compute_capability == 90 && kernel == AttentionKernel::kBest;
+}
 
 int64_t AlignUp(int64_t value, int64_t alignment) {
   return (value + alignment - 1) / alignment * alignment;
@@ -112,7 +118,8 @@ class BlockWriter {
       const auto packed = [&](int32_t row) {
         return static_cast<uint32_t>((row - partition.rows.begin) * group);
       };
-      *record = {.kv_row = static_cast<int32_t>(entry.page * kv_rows_of_page + entry.first_slot),
+      *record = {.kv_row = static_cast<int32_t>(entry.page * kv_rows_of_page + entry.first_slot) |
+                           (entry.read_again ? kReadAgain : 0),
                  .token_begin = static_cast<int32_t>(num_tokens_),
                  .count = entry.count,
                  .rows = packed(entry.rows.begin) | packed(entry.rows.end) << 16,
@@ -172,10 +179,11 @@ struct PlanBuffers::Impl {
   }
 };
 
-PlanBuffers::PlanBuffers(const Context& ctx, int num_heads, int head_dim)
+PlanBuffers::PlanBuffers(const Context& ctx, int num_heads, int head_dim, AttentionKernel kernel)
     : impl_(std::make_unique<Impl>(ctx)) {
   impl_->plan.num_heads = num_heads;
   impl_->plan.head_dim = head_dim;
+  impl_->plan.runs_on_hopper = RunsOnHopper(ctx, kernel);
 }
 PlanBuffers::~PlanBuffers() = default;
 
@@ -188,7 +196,7 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
   const PlanOptions& options = tree_plan.options;
   ESPALIER_CHECK(plan.num_heads == options.num_kv_heads * options.group_size);
   ESPALIER_CHECK(int64_t{tree_plan.num_pages} * options.num_kv_heads * tree_plan.page_size <=
-                 std::numeric_limits<int32_t>::max());
+                 kReadAgain);
   const int64_t most_tokens =
       tree_plan.stats.read_kv_tokens + int64_t{kTokenAlignment} * tree_plan.num_partitions();
   ESPALIER_CHECK(most_tokens <= std::numeric_limits<int32_t>::max());
@@ -238,13 +246,17 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
 }
 
 PlanOptions CudaPlanOptions(const Context& ctx, AttentionVariant variant, int num_heads,
-                            int num_kv_heads) {
+                            int num_kv_heads, AttentionKernel kernel) {
+  const bool hopper = RunsOnHopper(ctx, kernel);
+  const int token_cost = hopper ? kTokenCostHopper : kTokenCostPortable;
   return {.variant = variant,
           .group_size = num_heads / num_kv_heads,
           .num_kv_heads = num_kv_heads,
           .num_workers = ctx.cuda().num_sms,
           .tile_rows = kMostPackedRows,
-          .cost = {.token = kTokenCost, .min_piece = kLeastPiece, .merge = kMergeCost}};
+          .cost = {.token = token_cost,
+                   .min_piece = kLeastPieceTokens * token_cost,
+                   .merge = kMergeTokens * token_cost}};
 }
 
 }  // namespace espalier

@@ -11,10 +11,15 @@ namespace espalier {
 
 struct DevicePlan;  // kernels/cuda/tree_attention/device_plan.h
 
+// Which kernel runs a plan. kBest: the fastest that the device can run. kPortable: the one that
+// every device can.
+enum class AttentionKernel { kBest, kPortable };
+
 class PlanBuffers {
  public:
   // The context must outlive it. `num_heads` and `head_dim` size the partial states.
-  PlanBuffers(const Context& ctx, int num_heads, int head_dim);
+  PlanBuffers(const Context& ctx, int num_heads, int head_dim,
+              AttentionKernel kernel = AttentionKernel::kBest);
   ~PlanBuffers();
 
   // Copies what the kernels read of the plan; enqueued on the context's stream. The staging memory
@@ -31,8 +36,8 @@ class PlanBuffers {
   std::unique_ptr<Impl> impl_;
 };
 
-// How a plan for this device is cut: SMs as workers, tile rows and costs of its kernel.
+// How a plan for this device is cut: SMs as workers, tile rows (at most) and costs of its kernel.
 PlanOptions CudaPlanOptions(const Context& ctx, AttentionVariant variant, int num_heads,
-                            int num_kv_heads);
+                            int num_kv_heads, AttentionKernel kernel = AttentionKernel::kBest);
 
 }  // namespace espalier

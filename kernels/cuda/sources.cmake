@@ -12,6 +12,7 @@ if(ESPALIER_CUDA)
     cuda/rope_store_kv.cu
     cuda/row_ops.cu
     cuda/tree_attention/expand_tokens.cu
+    cuda/tree_attention/hopper_kernel.cu
     cuda/tree_attention/merge_kernel.cu
     cuda/tree_attention/portable_kernel.cu
     cuda/tree_attention/tree_attention.cc

@@ -24,7 +24,7 @@ void GraphCache::Run(const GraphKey&, int64_t, const std::function<void()>&) { U
 int GraphCache::num_graphs() const { Unavailable(); }
 
 struct PlanBuffers::Impl {};
-PlanBuffers::PlanBuffers(const Context&, int, int) { Unavailable(); }
+PlanBuffers::PlanBuffers(const Context&, int, int, AttentionKernel) { Unavailable(); }
 PlanBuffers::~PlanBuffers() = default;
 bool PlanBuffers::Upload(const TreePlan&) { Unavailable(); }
 int PlanBuffers::generation() const { Unavailable(); }

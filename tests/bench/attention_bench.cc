@@ -39,6 +39,8 @@ struct Options {
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   int block_tokens = 0;
   int tile_rows = 0;
+  int token_cost = 0;
+  std::string kernel = "best";
   int repeats = 0;  // 0: the device's usual number
   bool json = false;
 };
@@ -68,6 +70,8 @@ AttentionProblem MakeProblem(const Options& options) {
   problem.threads = options.threads;
   problem.block_tokens = options.block_tokens;
   problem.tile_rows = options.tile_rows;
+  problem.token_cost = options.token_cost;
+  if (options.kernel == "portable") problem.kernel = AttentionKernel::kPortable;
   problem.repeats = options.repeats > 0 ? options.repeats : cuda ? 50 : 15;
   for (const NamedVariant& named : kVariants) {
     if (options.variant == "all" || options.variant == named.name) {
@@ -207,6 +211,12 @@ void AddAttentionCommand(CLI::App& app) {
       ->check(CLI::NonNegativeNumber);
   command->add_option("--tile-rows", options->tile_rows, "Most packed rows of a partition")
       ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--token-cost", options->token_cost,
+                   "Packed rows that a token weighs in the plan")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--kernel", options->kernel, "On CUDA: best, or the portable one")
+      ->check(CLI::IsMember({"best", "portable"}));
   command->add_option("--repeats", options->repeats)->check(CLI::PositiveNumber);
   command->add_flag("--json", options->json, "Machine-readable output");
   command->callback([options] { Run(*options); });

@@ -43,7 +43,9 @@ DeviceBuffer RandomBuffer(const Context& ctx, DType dtype, int64_t elements, uin
 class CudaBench {
  public:
   CudaBench(const Context& ctx, const AttentionProblem& problem)
-      : ctx_(ctx), problem_(problem), buffers_(ctx, problem.num_heads, problem.head_dim) {
+      : ctx_(ctx),
+        problem_(problem),
+        buffers_(ctx, problem.num_heads, problem.head_dim, problem.kernel) {
     const int64_t kv_elements = int64_t{problem.tree.num_pages} * problem.tree.shape.page_size *
                                 problem.num_kv_heads * problem.head_dim;
     const auto kv_bytes = static_cast<int64_t>(2 * BytesOf(problem.dtype, kv_elements));
@@ -65,9 +67,11 @@ class CudaBench {
   }
 
   AttentionTimes Measure(AttentionVariant variant) {
-    PlanOptions options = CudaPlanOptions(ctx_, variant, problem_.num_heads, problem_.num_kv_heads);
+    PlanOptions options =
+        CudaPlanOptions(ctx_, variant, problem_.num_heads, problem_.num_kv_heads, problem_.kernel);
     options.block_tokens = problem_.block_tokens;
     if (problem_.tile_rows > 0) options.tile_rows = problem_.tile_rows;
+    if (problem_.token_cost > 0) options.cost.token = problem_.token_cost;
     TreePlanner planner;
     const TreePlan& plan = planner.Plan(problem_.tree.shape, options);
     if (!buffers_.Upload(plan)) throw CLI::ValidationError("the device lacks memory for the plan");

@@ -6,6 +6,7 @@
 
 #include "kernels/attention/tree_plan.h"
 #include "kernels/core/dtype.h"
+#include "kernels/cuda/plan_buffers.h"
 #include "tests/bench/attention_cases.h"
 
 namespace espalier::bench {
@@ -19,7 +20,9 @@ struct AttentionProblem {
   std::vector<AttentionVariant> variants;
   int block_tokens = 0;  // as in PlanOptions
   int tile_rows = 0;     // 0: the device's own
-  int threads = 1;       // of the host
+  int token_cost = 0;    // PlanCost::token; 0: the device's own
+  AttentionKernel kernel = AttentionKernel::kBest;
+  int threads = 1;  // of the host
   int repeats = 0;
 
   int64_t TokenBytes() const { return 2 * num_kv_heads * BytesOf(dtype, head_dim); }

@@ -16,6 +16,23 @@ __device__ inline void CopyAsync16(uint32_t to, const void* from, int bytes) {
                : "memory");
 }
 
+// What caches are to do with lines that a copy brings in.
+__device__ inline uint64_t EvictFirst() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+  return policy;
+}
+__device__ inline uint64_t EvictNormally() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0;" : "=l"(policy));
+  return policy;
+}
+__device__ inline void CopyAsync16(uint32_t to, const void* from, int bytes, uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to),
+               "l"(from), "r"(bytes), "l"(policy)
+               : "memory");
+}
+
 // Waits for all copies that this thread has started.
 __device__ inline void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

@@ -16,6 +16,9 @@ inline constexpr int kMostPackedRows = 128;
 // The token lists of a partition start at multiples of this, for 16-byte accesses.
 inline constexpr int kTokenAlignment = 8;
 
+// The bit of a KV row that other partitions read, too, and that caches should keep.
+inline constexpr int32_t kReadAgain = 1 << 30;
+
 // As TreePlan::kDirect and kUntouched, for device code.
 inline constexpr int32_t kTargetDirect = -1;
 inline constexpr int32_t kTargetUntouched = -2;
@@ -31,7 +34,8 @@ struct alignas(32) PlanUnit {
 
 // A run of slots of one page and the packed rows that see them.
 struct PlanEntryRecord {
-  int32_t kv_row;       // of the first slot, for kv head 0: an offset in head_dim elements
+  int32_t kv_row;       // of the first slot, for kv head 0: an offset in head_dim elements; and
+                        // kReadAgain
   int32_t token_begin;  // into the token lists
   int32_t count;
   uint32_t rows;      // packed rows [low half, high half) of the partition
@@ -62,6 +66,7 @@ struct DevicePlan {
   int32_t* claims = nullptr;               // [2] units claimed, workers done; zero between launches
 
   // What the plan in place is, and was made for.
+  bool runs_on_hopper = false;  // by the kernel that needs sm_90a
   bool has_partials = false;
   int num_heads = 0;
   int num_kv_heads = 0;

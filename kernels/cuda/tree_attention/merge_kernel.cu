@@ -2,8 +2,8 @@
 // partial_rows * num_heads * (head_dim + 1) * 4 bytes.
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/tree_attention/attention_kernels.h"
 #include "kernels/cuda/tree_attention/dependent_launch.cuh"
-#include "kernels/cuda/tree_attention/portable_kernel.h"
 #include "kernels/cuda/tree_attention/warp_mma.cuh"
 
 namespace espalier::cuda {
@@ -46,7 +46,7 @@ __device__ Columns<kHeadDim / 32> MergeRow(const AttentionArguments& p, const Pl
     highest = new_highest;
     total = total * factor + WarpSum(weight);
     for (float& column : sum.at) column *= factor;
-#pragma unroll 4
+#pragma unroll 8
     for (int i = 0; i < count; ++i) {
       const int64_t from = __shfl_sync(0xffffffff, state, i);
       const float share = __shfl_sync(0xffffffff, weight, i);
@@ -69,6 +69,7 @@ __global__ void __launch_bounds__(kThreads)
   const int count = p.plan.header->num_merge_rows * p.plan.num_heads;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warps = static_cast<int>(gridDim.x) * (kThreads / 32);
+  LetDependentsStart();
   AwaitKernelBefore();
   for (int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x) / 32; i < count; i += warps) {
     const PlanMergeRow row = rows[i / p.plan.num_heads];
@@ -88,19 +89,11 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t LaunchMerge(const AttentionArguments& arguments, DType dtype,
                         const AttentionDevice& device, cudaStream_t stream) {
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(device.num_sms * kBlocksPerSm);
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = device.overlaps ? 1 : 0;
   cudaError_t error = cudaSuccess;
   DispatchActivation(dtype, [&]<typename T>(T) {
     const auto kernel = arguments.plan.head_dim == 128 ? MergeKernel<T, 128> : MergeKernel<T, 64>;
-    error = cudaLaunchKernelEx(&config, kernel, arguments);
+    error = LaunchOverlapping(kernel, device.num_sms * kBlocksPerSm, kThreads, /*shared_bytes=*/0,
+                              device, stream, arguments);
   });
   return error;
 }

@@ -3,7 +3,7 @@
 #include "kernels/core/check.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_state.h"
-#include "kernels/cuda/tree_attention/portable_kernel.h"
+#include "kernels/cuda/tree_attention/attention_kernels.h"
 
 namespace espalier::kernels::cuda {
 
@@ -31,7 +31,9 @@ void TreeAttention(const Context& ctx, const TreeAttentionParams& p) {
       .plan = plan,
       .scale_log2 = p.scale * std::numbers::log2e_v<float>};
   using espalier::cuda::Check;
-  Check(ctx, "TreeAttention", LaunchPortableAttention(arguments, p.kv.dtype, device, state.stream));
+  const auto launch = plan.runs_on_hopper ? espalier::cuda::LaunchHopperAttention
+                                          : espalier::cuda::LaunchPortableAttention;
+  Check(ctx, "TreeAttention", launch(arguments, p.kv.dtype, device, state.stream));
   if (!plan.has_partials) return;
   Check(ctx, "TreeAttention", LaunchMerge(arguments, p.kv.dtype, device, state.stream));
 }

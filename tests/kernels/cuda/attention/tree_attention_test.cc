@@ -44,10 +44,10 @@ std::unique_ptr<Context> OpenContext(DType dtype, std::string* why_not) {
 
 // Plans with many pieces, blocks and tiles of odd sizes, so that partial states abound.
 PlanOptions RandomOptions(Rng& rng, const Context& ctx, AttentionVariant variant,
-                          const DeviceProblem& problem) {
+                          const DeviceProblem& problem, AttentionKernel kernel) {
   PlanOptions options =
-      CudaPlanOptions(ctx, variant, problem.num_heads(), problem.options().num_kv_heads);
-  if (RandomChance(rng, 0.5)) options.tile_rows = RandomInt(rng, 1, 128);
+      CudaPlanOptions(ctx, variant, problem.num_heads(), problem.options().num_kv_heads, kernel);
+  if (RandomChance(rng, 0.5)) options.tile_rows = RandomInt(rng, 1, options.tile_rows);
   if (RandomChance(rng, 0.5)) options.block_tokens = RandomInt(rng, 1, 200);
   if (RandomChance(rng, 0.7)) options.cost.min_piece = 1;
   if (RandomChance(rng, 0.3)) options.cost.merge = int64_t{1} << 40;
@@ -109,26 +109,34 @@ TEST_P(CudaTreeAttention, EveryVariantEqualsTheDefinition) {
 
   AttentionError worst;
   TreePlanner planner;
-  // Buffers that meet plans of all sizes, one for each number of heads.
-  std::unique_ptr<PlanBuffers> buffers[2];
+  // Buffers that meet plans of all sizes, for each kernel and number of heads.
+  std::unique_ptr<PlanBuffers> buffers[2][2];
   for (int i = 0; i < kNumProblems; ++i) {
     DeviceProblem& problem = *problems[i];
     problem.Upload(*ctx);
-    std::unique_ptr<PlanBuffers>& reused = buffers[problem.options().num_kv_heads - 1];
-    if (reused == nullptr) {
-      reused = std::make_unique<PlanBuffers>(*ctx, problem.num_heads(), head_dim);
-    }
+    const auto buffers_of = [&, head_dim = head_dim](AttentionKernel kernel) -> PlanBuffers& {
+      std::unique_ptr<PlanBuffers>& reused =
+          buffers[static_cast<int>(kernel)][problem.options().num_kv_heads - 1];
+      if (reused == nullptr) {
+        reused = std::make_unique<PlanBuffers>(*ctx, problem.num_heads(), head_dim, kernel);
+      }
+      return *reused;
+    };
     for (const AttentionVariant variant : kAllVariants) {
       SCOPED_TRACE("problem " + std::to_string(i) + ", page size " +
                    std::to_string(problem.shape().page_size) + ", variant " +
                    std::to_string(static_cast<int>(variant)));
-      Rng rng(100 * i + static_cast<int>(variant));
-      const PlanOptions options = RandomOptions(rng, *ctx, variant, problem);
-      SCOPED_TRACE("tile rows " + std::to_string(options.tile_rows) + ", block tokens " +
-                   std::to_string(options.block_tokens) + ", least piece " +
-                   std::to_string(options.cost.min_piece));
-      AttendAndCompare(*ctx, problem, planner.Plan(problem.shape(), options), *reused, &worst);
-      if (HasFatalFailure()) return;
+      for (const AttentionKernel kernel : {AttentionKernel::kBest, AttentionKernel::kPortable}) {
+        Rng rng(100 * i + static_cast<int>(variant));
+        const PlanOptions options = RandomOptions(rng, *ctx, variant, problem, kernel);
+        SCOPED_TRACE((kernel == AttentionKernel::kBest ? "best kernel, " : "portable kernel, ") +
+                     std::string("tile rows ") + std::to_string(options.tile_rows) +
+                     ", block tokens " + std::to_string(options.block_tokens) + ", least piece " +
+                     std::to_string(options.cost.min_piece));
+        AttendAndCompare(*ctx, problem, planner.Plan(problem.shape(), options), buffers_of(kernel),
+                         &worst);
+        if (HasFatalFailure()) return;
+      }
     }
   }
   PrintWorst(std::string(Info(dtype).name) + " x " + std::to_string(head_dim) + ", group " +

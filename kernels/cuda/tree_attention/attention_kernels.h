@@ -1,4 +1,5 @@
-// Tree attention for every architecture from sm_80 on, and the merge of its partial states.
+// The kernels of tree attention: one for every architecture from sm_80 on, one for sm_90a alone,
+// and the merge of their partial states.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -30,6 +31,10 @@ struct AttentionDevice {
 // to their partial states. dtype is kBF16 or kF16, head_dim 64 or 128.
 cudaError_t LaunchPortableAttention(const AttentionArguments& arguments, DType dtype,
                                     const AttentionDevice& device, cudaStream_t stream);
+
+// The same on an sm_90a device.
+cudaError_t LaunchHopperAttention(const AttentionArguments& arguments, DType dtype,
+                                  const AttentionDevice& device, cudaStream_t stream);
 
 // Combines the partial states in the plan's order and writes those rows to `out`.
 cudaError_t LaunchMerge(const AttentionArguments& arguments, DType dtype,

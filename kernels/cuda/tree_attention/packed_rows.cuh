@@ -1,0 +1,307 @@
+// What a consumer warp does with its 16 packed rows besides the products: queries in, masks, the
+// online softmax, states merged, rows out. Both attention kernels hold scores and outputs as the
+// accumulators of 16 x 8 tiles that warp_mma.cuh describes.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cuda/tree_attention/async_copy.cuh"
+#include "kernels/cuda/tree_attention/attention_kernels.h"
+#include "kernels/cuda/tree_attention/unit_stream.cuh"
+#include "kernels/cuda/tree_attention/warp_mma.cuh"
+
+namespace espalier::cuda {
+
+constexpr int kWarpRows = 16;  // packed rows of a consumer warp
+constexpr int kConsumers = 8;
+static_assert(kMostPackedRows == kConsumers * kWarpRows);
+constexpr int kConsumerBarrier = 1;  // bar.sync; 0 is __syncthreads
+
+constexpr float kNever = -INFINITY;
+
+// Rows of 16-bit elements in shared memory, kRowBytes apart; their 16-byte chunks are permuted so
+// that the same chunk of eight neighbouring rows lies in different banks.
+template <int kDim>
+struct RowTile {
+  static constexpr int kHeadDim = kDim;
+  static __device__ int Offset(int row, int chunk) {
+    return row * Geometry<kDim>::kRowBytes + ((chunk ^ (row & 7)) << 4);
+  }
+  // From a row's address at chunk 0 or 1 to that 2 * pair chunks further. Tiles are aligned to
+  // rows.
+  static __device__ uint32_t AdvanceChunks(uint32_t address, int pair) {
+    return address ^ (pair << 5);
+  }
+};
+
+// The online softmax of a warp's 16 rows: of each lane's rows g and g + 8 the highest score so far
+// and the lane's share of the denominator, both in log2 units, and the output before division.
+template <int kHeadDim>
+struct WarpState {
+  // What a warp hands over when it merges: its accumulators, two maxima and two sums a lane.
+  static constexpr int kFloats = Geometry<kHeadDim>::kOutTiles * 4 + 4;
+
+  float out[Geometry<kHeadDim>::kOutTiles][4];
+  float highest[2];
+  float sum[2];
+};
+
+// What a consumer warp works on: 16 packed rows, of which it takes one stage in `ways`.
+struct WarpTile {
+  int row_begin;  // packed, within the partition
+  int row_end;    // at most row_begin + 16; not above row_begin: no rows
+  int way;        // of the stages
+  int ways;       // a power of two
+};
+
+// Shared memory for a block's queries, and when these are done with, for the states of half its
+// warps.
+template <int kHeadDim>
+inline constexpr int kRoomBytes = std::max(kMostPackedRows* Geometry<kHeadDim>::kRowBytes,
+                                           kConsumers / 2 * 32 * WarpState<kHeadDim>::kFloats * 4);
+
+// Query index and query head of a packed row.
+struct RowPlace {
+  __device__ RowPlace(const AttentionArguments& p, const Unit& unit, int row) {
+    const int group = p.plan.num_heads / p.plan.num_kv_heads;
+    const auto* words = reinterpret_cast<const int32_t*>(p.plan.header);
+    index = row / group;
+    head = unit.kv_head * group + row % group;
+    query = __ldg(words + unit.partition.queries_at + index);
+  }
+  __device__ int64_t OutRow(const AttentionArguments& p) const {
+    return int64_t{query} * p.plan.num_heads + head;
+  }
+  int index;  // of the query within the partition
+  int head;
+  int query;
+};
+
+// Copies the warp's rows of Q to shared memory; absent rows are zeros.
+template <typename T, int kHeadDim>
+__device__ void LoadQueries(const AttentionArguments& p, const Unit& unit, const WarpTile& tile,
+                            uint32_t queries) {
+  using G = Geometry<kHeadDim>;
+  constexpr int kRowsAtOnce = 32 / G::kChunks;
+  constexpr int kTimes = kWarpRows / kRowsAtOnce;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int chunk = lane % G::kChunks;
+  int64_t from[kTimes];  // all at once: each is a miss
+#pragma unroll
+  for (int i = 0; i < kTimes; ++i) {
+    const int row = tile.row_begin + i * kRowsAtOnce + lane / G::kChunks;
+    from[i] = row < tile.row_end ? RowPlace(p, unit, row).OutRow(p) : -1;
+  }
+#pragma unroll
+  for (int i = 0; i < kTimes; ++i) {
+    CopyAsync16(queries + RowTile<kHeadDim>::Offset(i * kRowsAtOnce + lane / G::kChunks, chunk),
+                static_cast<const T*>(p.q) + max(from[i], int64_t{0}) * kHeadDim + chunk * 8,
+                from[i] < 0 ? 0 : 16);
+  }
+  WaitForCopies();
+  __syncwarp();
+}
+
+// Which of a stage's tokens a warp's rows see: bit i of word w is token 32 * w + i.
+struct Visibility {
+  uint32_t some[2];  // at least one row sees the token
+  bool all;          // every row sees every token
+  __device__ bool Any() const { return (some[0] | some[1]) != 0; }
+};
+
+__device__ inline Visibility SeeStage(const uint32_t* token_rows, const WarpTile& tile) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  Visibility see = {.some = {0, 0}, .all = true};
+#pragma unroll
+  for (int word = 0; word < 2; ++word) {
+    const uint32_t rows = token_rows[word * 32 + lane];
+    const int begin = static_cast<int>(rows & 0xffff);
+    const int end = static_cast<int>(rows >> 16);
+    see.some[word] = __ballot_sync(0xffffffff, begin < tile.row_end && end > tile.row_begin);
+    see.all &= __all_sync(0xffffffff, begin <= tile.row_begin && end >= tile.row_end);
+  }
+  return see;
+}
+
+// Sets scores of tokens that their row does not see to kNever.
+__device__ inline void Mask(const uint32_t* token_rows, const WarpTile& tile,
+                            float (&score)[kStageTokens / 8][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int row = tile.row_begin + lane / 4;
+#pragma unroll
+  for (int i = 0; i < kStageTokens / 8; ++i) {
+    const uint2 pair = *reinterpret_cast<const uint2*>(token_rows + i * 8 + lane % 4 * 2);
+    const auto sees = [](int r, uint32_t rows) {
+      return r >= static_cast<int>(rows & 0xffff) && r < static_cast<int>(rows >> 16);
+    };
+    if (!sees(row, pair.x)) score[i][0] = kNever;
+    if (!sees(row, pair.y)) score[i][1] = kNever;
+    if (!sees(row + 8, pair.x)) score[i][2] = kNever;
+    if (!sees(row + 8, pair.y)) score[i][3] = kNever;
+  }
+}
+
+// Where a row has seen nothing its maximum is kNever, and any finite stand-in makes its weights 0.
+__device__ inline float Finite(float highest) { return highest == kNever ? 0.0f : highest; }
+
+__device__ inline float QuadMax(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
+}
+__device__ inline float QuadSum(float x) {
+  x += __shfl_xor_sync(0xffffffff, x, 1);
+  return x + __shfl_xor_sync(0xffffffff, x, 2);
+}
+
+// Turns scores into weights 2^(score * scale - highest) of the new highest. `factor` is what the
+// rest of the rows' state then has to be multiplied with: 1 where nothing rose.
+template <int kHeadDim>
+__device__ void Weigh(float scale, float (&score)[kStageTokens / 8][4], WarpState<kHeadDim>* state,
+                      float (&factor)[2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float highest = kNever;
+#pragma unroll
+    for (int i = 0; i < kStageTokens / 8; ++i) {
+      highest = fmaxf(highest, fmaxf(score[i][half * 2], score[i][half * 2 + 1]));
+    }
+    highest = fmaxf(state->highest[half], QuadMax(highest) * scale);
+    const float offset = -Finite(highest);
+    factor[half] = Exp2(state->highest[half] + offset);
+    state->highest[half] = highest;
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kStageTokens / 8; ++i) {
+#pragma unroll
+      for (int j = half * 2; j < half * 2 + 2; ++j) {
+        score[i][j] = Exp2(fmaf(score[i][j], scale, offset));
+        sum += score[i][j];
+      }
+    }
+    state->sum[half] = state->sum[half] * factor[half] + sum;
+  }
+}
+
+// What was added before the highest score rose. Whole warp.
+template <int kHeadDim>
+__device__ void Rescale(const float (&factor)[2], WarpState<kHeadDim>* state) {
+  if (!__any_sync(0xffffffff, factor[0] != 1 || factor[1] != 1)) return;
+#pragma unroll
+  for (int i = 0; i < Geometry<kHeadDim>::kOutTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) state->out[i][j] *= factor[j / 2];
+  }
+}
+
+__device__ inline void ConsumerSync() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kConsumerBarrier), "n"(kConsumers * 32) : "memory");
+}
+
+// Brings the states of the warps that share rows together in those of way 0, always in the same
+// order. All consumer warps take part.
+template <int kHeadDim>
+__device__ void MergeWays(float* room, const WarpTile& tile, WarpState<kHeadDim>* state) {
+  using G = Geometry<kHeadDim>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int tiles = kConsumers / tile.ways;
+  ConsumerSync();  // the room is that of the queries
+  for (int half = tile.ways / 2; half > 0; half /= 2) {
+    const int slot = tile.way % half * tiles + tile.row_begin / kWarpRows;
+    float* at = room + slot * WarpState<kHeadDim>::kFloats * 32 + lane;
+    if (tile.way >= half && tile.way < 2 * half) {
+#pragma unroll
+      for (int i = 0; i < G::kOutTiles * 4; ++i) at[i * 32] = state->out[i / 4][i % 4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        at[(G::kOutTiles * 4 + i) * 32] = state->highest[i];
+        at[(G::kOutTiles * 4 + 2 + i) * 32] = state->sum[i];
+      }
+    }
+    ConsumerSync();
+    if (tile.way < half) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float other = at[(G::kOutTiles * 4 + i) * 32];
+        const float highest = fmaxf(state->highest[i], other);
+        const float mine = Exp2(state->highest[i] - Finite(highest));
+        const float theirs = Exp2(other - Finite(highest));
+        state->highest[i] = highest;
+        state->sum[i] = state->sum[i] * mine + at[(G::kOutTiles * 4 + 2 + i) * 32] * theirs;
+#pragma unroll
+        for (int j = 0; j < G::kOutTiles; ++j) {
+#pragma unroll
+          for (int c = i * 2; c < i * 2 + 2; ++c) {
+            state->out[j][c] = state->out[j][c] * mine + at[(j * 4 + c) * 32] * theirs;
+          }
+        }
+      }
+    }
+    ConsumerSync();
+  }
+}
+
+// Lane t of each quad gives its words x[0..3] and gets word t of its neighbours 0..3.
+__device__ inline void TransposeQuad(uint32_t (&x)[4]) {
+  const bool odd = threadIdx.x % 2 != 0;
+  const bool upper = threadIdx.x % 4 >= 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(0xffffffff, odd ? x[i] : x[i + 1], 1);
+    (odd ? x[i] : x[i + 1]) = got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(0xffffffff, upper ? x[i] : x[i + 2], 2);
+    (upper ? x[i] : x[i + 2]) = got;
+  }
+}
+
+// Divides, and writes the warp's rows to the output or to their partial states. Whole warp.
+template <typename T, int kHeadDim>
+__device__ void StoreRows(const AttentionArguments& p, const Unit& unit, const WarpTile& tile,
+                          const WarpState<kHeadDim>& state) {
+  using G = Geometry<kHeadDim>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto* words = reinterpret_cast<const int32_t*>(p.plan.header);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float sum = QuadSum(state.sum[half]);
+    const int row = tile.row_begin + half * 8 + lane / 4;
+    int target = kTargetUntouched;
+    int64_t out_row = 0;
+    if (row < tile.row_end) {
+      const RowPlace place(p, unit, row);
+      target = __ldg(words + unit.partition.targets_at + place.index);
+      out_row = target >= 0 ? int64_t{target} * p.plan.num_heads + place.head : place.OutRow(p);
+    }
+    const float factor = 1.0f / sum;
+    if (target >= 0) {
+      float* out = p.plan.partial_out + out_row * kHeadDim + lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < G::kOutTiles; ++i) {
+        *reinterpret_cast<float2*>(out + i * 8) =
+            make_float2(state.out[i][half * 2] * factor, state.out[i][half * 2 + 1] * factor);
+      }
+      if (lane % 4 == 0) p.plan.partial_lse[out_row] = state.highest[half] + log2f(sum);
+    }
+    if (!__any_sync(0xffffffff, target == kTargetDirect)) continue;
+    // Of four neighbouring accumulators a lane takes one, eight columns: 16 bytes.
+    T* out = static_cast<T*>(p.out) + out_row * kHeadDim + lane % 4 * 8;
+#pragma unroll
+    for (int i = 0; i < G::kOutTiles; i += 4) {
+      uint32_t packed[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        packed[j] =
+            Pack<T>(state.out[i + j][half * 2] * factor, state.out[i + j][half * 2 + 1] * factor);
+      }
+      TransposeQuad(packed);
+      if (target == kTargetDirect) {
+        *reinterpret_cast<uint4*>(out + i * 8) =
+            make_uint4(packed[0], packed[1], packed[2], packed[3]);
+      }
+    }
+  }
+}
+
+}  // namespace espalier::cuda

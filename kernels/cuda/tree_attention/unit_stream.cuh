@@ -1,0 +1,265 @@
+// Units of work and their KV on the way through a block's shared memory: producer warps claim
+// units, (partition, kv head) pairs, one by one in the plan's order and copy their tokens, wherever
+// these lie, side by side into a ring of stages that consumer warps drain.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cuda/tree_attention/async_copy.cuh"
+#include "kernels/cuda/tree_attention/attention_kernels.h"
+#include "kernels/cuda/tree_attention/dependent_launch.cuh"
+
+namespace espalier::cuda {
+
+constexpr int kStageTokens = 64;
+constexpr int kMostStages = 8;
+// In flight this many bytes hide the memory's latency; more only lengthen its queue.
+constexpr int kRingBytes = 128 << 10;
+constexpr int kUnitSlots = 4;
+// So many stages are asked for before the first queries have come: those would queue behind more.
+constexpr int kFirstStages = 2;
+// The token lists are asked into L2 this far ahead of the stage at hand, a line a lane.
+constexpr int kPrefetchTokens = 32 * 32;
+
+template <int kHeadDim>
+struct Geometry {
+  static constexpr int kRowBytes = kHeadDim * 2;
+  static constexpr int kChunks = kRowBytes / 16;  // of a row
+  static constexpr int kSideBytes = kStageTokens * kRowBytes;
+  static constexpr int kStageBytes = 2 * kSideBytes;
+  static constexpr int kKeySteps = kHeadDim / 16;  // of a product over head_dim
+  static constexpr int kOutTiles = kHeadDim / 8;   // accumulators of a warp's output
+};
+
+// A unit as it is handed to the warps.
+struct Unit {
+  PlanUnit partition;
+  int kv_head;  // -1: there are no more
+};
+
+struct Barriers {
+  uint64_t full[kMostStages];
+  uint64_t empty[kMostStages];
+  uint64_t unit_full[kUnitSlots];
+  uint64_t unit_empty[kUnitSlots];
+  uint64_t queries;  // passed once the first unit's queries are there
+};
+
+// Shared memory, from its start: stages (K, then V), token rows of each stage, `room` for queries
+// and later the states that are merged, units, barriers.
+template <int kHeadDim>
+struct SharedLayout {
+  using G = Geometry<kHeadDim>;
+  explicit __host__ __device__ SharedLayout(int num_stages, int room_bytes)
+      : rows(num_stages * G::kStageBytes),
+        room(rows + num_stages * kStageTokens * 4),
+        units(room + room_bytes),
+        barriers(units + kUnitSlots * static_cast<int>(sizeof(Unit))),
+        bytes(barriers + static_cast<int>(sizeof(Barriers))) {}
+  int rows;
+  int room;
+  int units;
+  int barriers;
+  int bytes;
+};
+static_assert(sizeof(Unit) % 8 == 0);
+
+// As many stages as are of use and fit.
+template <int kHeadDim>
+int NumStages(int room_bytes, int max_shared_bytes) {
+  int num_stages = std::min(kMostStages, kRingBytes / Geometry<kHeadDim>::kStageBytes);
+  while (num_stages > 2 &&
+         SharedLayout<kHeadDim>(num_stages, room_bytes).bytes > max_shared_bytes) {
+    --num_stages;
+  }
+  return num_stages;
+}
+
+// A place in a ring: where, and the parity of the lap.
+struct RingPlace {
+  int at = 0;
+  uint32_t lap = 0;
+  __device__ void Next(int size) {
+    if (++at == size) {
+      at = 0;
+      lap ^= 1;
+    }
+  }
+};
+
+struct BlockState {
+  std::byte* shared;
+  Barriers* barriers;
+  Unit* units;
+  uint32_t stages;  // shared address of the ring
+  uint32_t rows;    // shared address of its token rows
+  int num_stages;
+};
+
+template <int kHeadDim>
+__device__ BlockState BlockStateOf(std::byte* shared, const SharedLayout<kHeadDim>& layout,
+                                   int num_stages) {
+  return {.shared = shared,
+          .barriers = reinterpret_cast<Barriers*>(shared + layout.barriers),
+          .units = reinterpret_cast<Unit*>(shared + layout.units),
+          .stages = SharedAddress(shared),
+          .rows = SharedAddress(shared + layout.rows),
+          .num_stages = num_stages};
+}
+
+// One thread, before the block's warps part. `kProducers` warps fill every stage.
+template <int kProducers>
+__device__ void InitBarriers(const BlockState& block, int consumer_warps) {
+  for (int i = 0; i < block.num_stages; ++i) {
+    BarrierInit(SharedAddress(&block.barriers->full[i]), kProducers * 32);
+    BarrierInit(SharedAddress(&block.barriers->empty[i]), consumer_warps);
+  }
+  BarrierInit(SharedAddress(&block.barriers->queries), consumer_warps);
+  for (int i = 0; i < kUnitSlots; ++i) {
+    BarrierInit(SharedAddress(&block.barriers->unit_full[i]), 1);
+    BarrierInit(SharedAddress(&block.barriers->unit_empty[i]), consumer_warps + kProducers - 1);
+  }
+}
+
+// The next unit. It stays in shared memory, rather than in registers, until the warp leaves it.
+__device__ inline const Unit& AwaitUnit(const BlockState& block, const RingPlace& slot) {
+  BarrierWait(SharedAddress(&block.barriers->unit_full[slot.at]), slot.lap);
+  return block.units[slot.at];
+}
+__device__ inline void LeaveUnit(const BlockState& block, RingPlace* slot) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) BarrierArrive(SharedAddress(&block.barriers->unit_empty[slot->at]));
+  slot->Next(kUnitSlots);
+}
+
+// By every consumer warp when the queries of its first unit are there.
+__device__ inline void QueriesCame(const BlockState& block, bool* waiting) {
+  __syncwarp();
+  if (*waiting && threadIdx.x % 32 == 0) BarrierArrive(SharedAddress(&block.barriers->queries));
+  *waiting = false;
+}
+
+// What a producer warp brings of each stage: K or V, tokens [first_token, first_token + kTokens).
+// Tile::Offset says where a 16-byte chunk of a token's row lies within a side of a stage.
+template <typename Tile, int kTokens>
+struct Producer {
+  using G = Geometry<Tile::kHeadDim>;
+  static constexpr int kWords = kTokens / 32;  // of a token list that a lane holds of a stage
+
+  bool is_key;
+  int first_token;
+
+  __device__ void FillStages(const BlockState& block, const AttentionArguments& p, const Unit& unit,
+                             RingPlace* place) const {
+    constexpr int kRowsAtOnce = 32 / G::kChunks;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int chunk = lane % G::kChunks;
+    const int num_tokens = unit.partition.num_tokens;
+    const int32_t* kv_rows = p.plan.token_kv_rows + unit.partition.token_begin;
+    const uint32_t* token_rows = p.plan.token_rows + unit.partition.token_begin;
+    const auto* side = static_cast<const std::byte*>(is_key ? p.k : p.v) +
+                       int64_t{unit.kv_head} * p.plan.page_size * G::kRowBytes + chunk * 16;
+    const bool brings_rows = is_key && first_token == 0;
+    const uint64_t once = EvictFirst();
+    const uint64_t again = EvictNormally();
+
+    if (brings_rows && lane * 32 < num_tokens) {
+      PrefetchToL2(kv_rows + lane * 32);
+      PrefetchToL2(token_rows + lane * 32);
+    }
+    int now[kWords];
+    int next[kWords];
+    const auto load = [&](int begin, int(&to)[kWords]) {
+#pragma unroll
+      for (int word = 0; word < kWords; ++word) {
+        const int token = begin + first_token + word * 32 + lane;
+        to[word] = token < num_tokens ? __ldg(kv_rows + token) : -1;
+      }
+    };
+    load(0, now);
+    for (int begin = 0; begin < num_tokens; begin += kStageTokens) {
+      load(begin + kStageTokens, next);
+      if (begin == kFirstStages * kStageTokens) {
+        BarrierWait(SharedAddress(&block.barriers->queries), 0);
+      }
+      BarrierWait(SharedAddress(&block.barriers->empty[place->at]), place->lap ^ 1);
+      const uint32_t stage =
+          block.stages + place->at * G::kStageBytes + (is_key ? 0 : G::kSideBytes);
+#pragma unroll
+      for (int i = 0; i < kTokens; i += kRowsAtOnce) {
+        const int token = i + lane / G::kChunks;
+        const int kv_row = __shfl_sync(0xffffffff, now[i / 32], token % 32);
+        CopyAsync16(stage + Tile::Offset(first_token + token, chunk),
+                    side + int64_t{kv_row < 0 ? 0 : kv_row & ~kReadAgain} * G::kRowBytes,
+                    kv_row < 0 ? 0 : 16, (kv_row & kReadAgain) != 0 ? again : once);
+      }
+      if (brings_rows && lane < kStageTokens / 4) {
+        // Absent tokens get the rows [0, 0).
+        const int left = num_tokens - begin - lane * 4;
+        CopyAsync16(block.rows + (place->at * kStageTokens + lane * 4) * 4,
+                    token_rows + (left > 0 ? begin + lane * 4 : 0), min(max(left * 4, 0), 16));
+        const int ahead = begin + kPrefetchTokens + lane % 2 * 32;
+        if (lane < 4 && ahead < num_tokens) {
+          PrefetchToL2(lane < 2 ? static_cast<const void*>(kv_rows + ahead) : token_rows + ahead);
+        }
+      }
+      BarrierArriveAfterCopies(SharedAddress(&block.barriers->full[place->at]));
+      place->Next(block.num_stages);
+#pragma unroll
+      for (int word = 0; word < kWords; ++word) now[word] = next[word];
+    }
+  }
+
+  // Claims units, hands them to the other warps and brings its part of them. One warp of a block.
+  __device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const auto* units = reinterpret_cast<const PlanUnit*>(p.plan.header + 1);
+    const int num_units = p.plan.header->num_partitions * p.plan.num_kv_heads;
+    RingPlace stage;
+    RingPlace slot;
+    for (int index = static_cast<int>(blockIdx.x);;) {
+      Unit unit = {};
+      unit.kv_head = -1;
+      int claimed = 0;
+      if (index < num_units) {
+        unit.partition = units[index / p.plan.num_kv_heads];
+        unit.kv_head = index % p.plan.num_kv_heads;
+        // Until here only what was copied before any kernel of the step is read.
+        AwaitKernelBefore();
+        if (lane == 0) claimed = atomicAdd(&p.plan.claims[0], 1);
+      }
+      BarrierWait(SharedAddress(&block.barriers->unit_empty[slot.at]), slot.lap ^ 1);
+      if (lane == 0) {
+        block.units[slot.at] = unit;
+        BarrierArrive(SharedAddress(&block.barriers->unit_full[slot.at]));
+      }
+      slot.Next(kUnitSlots);
+      if (unit.kv_head < 0) break;
+      FillStages(block, p, unit, &stage);
+      index = static_cast<int>(gridDim.x) + __shfl_sync(0xffffffff, claimed, 0);
+    }
+    AwaitKernelBefore();  // a block without a unit has not yet
+    // The last block to get here has seen every claim made: the next launch starts from zero.
+    if (lane == 0) {
+      __threadfence();
+      if (atomicAdd(&p.plan.claims[1], 1) == static_cast<int>(gridDim.x) - 1) {
+        p.plan.claims[0] = 0;
+        p.plan.claims[1] = 0;
+      }
+    }
+  }
+
+  // Brings its part of the units that another warp claims.
+  __device__ void FollowUnits(const BlockState& block, const AttentionArguments& p) const {
+    RingPlace stage;
+    RingPlace slot;
+    while (true) {
+      const Unit& unit = AwaitUnit(block, slot);
+      if (unit.kv_head < 0) break;
+      FillStages(block, p, unit, &stage);
+      LeaveUnit(block, &slot);
+    }
+  }
+};
+
+}  // namespace espalier::cuda

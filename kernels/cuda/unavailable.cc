@@ -29,7 +29,9 @@ PlanBuffers::~PlanBuffers() = default;
 bool PlanBuffers::Upload(const TreePlan&) { Unavailable(); }
 int PlanBuffers::generation() const { Unavailable(); }
 const DevicePlan& PlanBuffers::device_plan() const { Unavailable(); }
-PlanOptions CudaPlanOptions(const Context&, AttentionVariant, int, int) { Unavailable(); }
+PlanOptions CudaPlanOptions(const Context&, AttentionVariant, int, int, AttentionKernel) {
+  Unavailable();
+}
 
 struct DeviceSampler::Impl {};
 DeviceSampler::DeviceSampler(const Context&, int, int, bool) { Unavailable(); }

@@ -55,7 +55,11 @@ struct BranchFinished {
   std::optional<double> score = std::nullopt;
   // Of a pruned one: the lowest score that went on.
   std::optional<double> threshold = std::nullopt;
-  std::optional<int> rank = std::nullopt;  // of a kept one, from 0, best first
+  std::optional<int> rank = std::nullopt;            // of a kept one, from 0, best first
+  std::optional<std::string> answer = std::nullopt;  // that voted
+  // Of a kept hypothesis, whose tokens may lie in several branches: all since the prompt.
+  std::vector<int32_t> hypothesis_token_ids = {};
+  std::string hypothesis_text = {};
 };
 
 // Log-probabilities of a scored node's tokens given the path before it. With several parent

@@ -52,6 +52,7 @@ int64_t BranchesAlive(const Generation& generation) {
 int64_t BranchesKept(const Generation& generation) {
   if (const auto* best = std::get_if<BestOfN>(&generation.search)) return best->keep;
   if (const auto* beam = std::get_if<BeamSearch>(&generation.search)) return beam->num_return;
+  if (std::holds_alternative<MajorityVote>(generation.search)) return 1;
   return generation.n;
 }
 

@@ -8,11 +8,12 @@
 namespace espalier {
 
 struct Limits {
-  int max_nodes = 4096;     // prompt nodes a tree
-  int max_depth = 64;       // prompt nodes on a path
-  int max_width = 1024;     // branches a tree can have alive at once
-  int max_n = 256;          // Generation.n
-  int max_beam_width = 16;  // BeamSearch.width
+  int max_nodes = 4096;         // prompt nodes a tree
+  int max_depth = 64;           // prompt nodes on a path
+  int max_width = 1024;         // branches a tree can have alive at once
+  int max_n = 256;              // Generation.n
+  int max_pattern_bytes = 512;  // MajorityVote.answer_pattern
+  int max_beam_width = 16;      // BeamSearch.width
   // Candidates that a beam's hypothesis offers: width plus tokens that end it.
   int max_beam_candidates = 32;
   int64_t max_tree_tokens = 1 << 20;  // prompt tokens plus max_tokens over all branches

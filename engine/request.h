@@ -24,6 +24,11 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias;
 };
 
+// Keeps one of a generation's n samples that give the most frequent answer.
+struct MajorityVote {
+  std::string answer_pattern;  // what finds it in a branch's text
+};
+
 enum class BranchScore { kMeanLogprob, kCumulativeLogprob };
 
 // Keeps the best of a generation's n samples.
@@ -59,7 +64,7 @@ struct Generation {
   // Unset: none. 0: of the chosen token. k: also of the k most likely.
   std::optional<int> logprobs;
   // Which branches live on; std::monostate: all n, independent of each other.
-  std::variant<std::monostate, BestOfN, BeamSearch> search;
+  std::variant<std::monostate, BestOfN, BeamSearch, MajorityVote> search;
 };
 
 struct PromptNode {

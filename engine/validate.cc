@@ -8,6 +8,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "engine/tree/answer_pattern.h"
 #include "engine/utf8.h"
 
 namespace espalier {
@@ -152,11 +153,30 @@ absl::Status CheckBeamSearch(int node, const Generation& g, const BeamSearch& be
   return Refuse(node, absl::StrCat("generation.", changed), "set", "unset with beam_search");
 }
 
+absl::Status CheckMajorityVote(int node, const MajorityVote& vote, const Limits& limits) {
+  constexpr absl::string_view kField = "generation.majority_vote.answer_pattern";
+  const std::string& pattern = vote.answer_pattern;
+  if (pattern.empty() || pattern.size() > static_cast<size_t>(limits.max_pattern_bytes)) {
+    return Refuse(node, kField, absl::StrCat(pattern.size(), " bytes"), "from 1 to ",
+                  limits.max_pattern_bytes);
+  }
+  if (!IsValidUtf8(pattern)) {
+    return CheckEchoed(absl::StrCat("nodes[", node, "].", kField), pattern);
+  }
+  const absl::StatusOr<AnswerPattern> compiled = AnswerPattern::Compile(pattern);
+  if (compiled.ok()) return absl::OkStatus();
+  return Refuse(node, kField, absl::StrCat("\"", pattern, "\""),
+                "a regular expression of RE2: ", compiled.status().message());
+}
+
 absl::Status CheckSearch(int node, const Generation& g, const ModelFacts& model,
                          const Limits& limits) {
   if (const auto* best = std::get_if<BestOfN>(&g.search)) return CheckBestOfN(node, g, *best);
   if (const auto* beam = std::get_if<BeamSearch>(&g.search)) {
     return CheckBeamSearch(node, g, *beam, model, limits);
+  }
+  if (const auto* vote = std::get_if<MajorityVote>(&g.search)) {
+    return CheckMajorityVote(node, *vote, limits);
   }
   return absl::OkStatus();
 }

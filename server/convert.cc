@@ -101,6 +101,10 @@ Generation TakeGeneration(v1::Generation* message) {
     case v1::Generation::kBeamSearch:
       generation.search = TakeBeamSearch(message->beam_search());
       break;
+    case v1::Generation::kMajorityVote:
+      generation.search = MajorityVote{
+          .answer_pattern = std::move(*message->mutable_majority_vote()->mutable_answer_pattern())};
+      break;
     case v1::Generation::SEARCH_NOT_SET:
       break;
   }
@@ -317,6 +321,10 @@ v1::GenerateEvent EventWriter::ToProto(TreeEvent event) const {
       if (e.score) m.set_score(*e.score);
       if (e.threshold) m.set_threshold(*e.threshold);
       if (e.rank) m.set_rank(*e.rank);
+      if (e.answer) m.set_answer(std::move(*e.answer));
+      m.mutable_hypothesis_token_ids()->Add(e.hypothesis_token_ids.begin(),
+                                            e.hypothesis_token_ids.end());
+      m.set_hypothesis_text(std::move(e.hypothesis_text));
     }
     void operator()(NodeScored& e) {
       v1::NodeScored& m = *out.mutable_node_scored();

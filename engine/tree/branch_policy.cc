@@ -2,6 +2,8 @@
 
 #include "engine/tree/beam_search.h"
 #include "engine/tree/best_of_n.h"
+#include "engine/tree/majority_vote.h"
+#include "kernels/core/check.h"
 
 namespace espalier {
 
@@ -11,6 +13,11 @@ std::unique_ptr<const BranchPolicy> MakePolicy(const Generation& generation, int
   }
   if (const auto* beam = std::get_if<BeamSearch>(&generation.search)) {
     return std::make_unique<BeamSearchPolicy>(*beam, num_stop_tokens);
+  }
+  if (const auto* vote = std::get_if<MajorityVote>(&generation.search)) {
+    absl::StatusOr<AnswerPattern> pattern = AnswerPattern::Compile(vote->answer_pattern);
+    ESPALIER_CHECK(pattern.ok());  // the validator compiled it
+    return std::make_unique<MajorityVotePolicy>(*std::move(pattern), generation.n);
   }
   return nullptr;
 }

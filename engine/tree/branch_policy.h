@@ -8,7 +8,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -25,6 +28,8 @@ struct BranchView {
   // The most likely next tokens and their log-probabilities, best first, where the policy chooses
   // tokens itself. Empty while they are being computed.
   std::span<const std::pair<int32_t, float>> candidates;
+  // What the policy found in the text of an ended branch. Null: it grows, or there is none.
+  const std::string* answer = nullptr;
 };
 
 struct SearchView {
@@ -68,6 +73,10 @@ class BranchPolicy {
   virtual int fanout() const = 0;
   // How many of the most likely next tokens the policy wants to choose from; 0: branches draw.
   virtual int num_candidates() const = 0;
+  // What the policy compares of an ended branch's text; asked once a branch.
+  virtual std::optional<std::string> Answer(std::string_view /*text*/) const {
+    return std::nullopt;
+  }
   virtual SearchDecision Decide(const SearchView& view) const = 0;
 };
 

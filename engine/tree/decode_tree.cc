@@ -231,6 +231,7 @@ void DecodeTree::Release(Segment& s, const std::string& text, int released) {
   BranchTokens& out = pending_tokens_.branches.emplace_back();
   out.branch_id = s.branch_id;
   out.text = text;
+  if (s.search >= 0) s.sent_text += text;
   for (; s.sent < released; ++s.sent) {
     out.token_ids.push_back(s.generated[s.sent]);
     if (g.logprobs) out.logprobs.push_back(s.logprobs[s.sent]);
@@ -243,7 +244,11 @@ void DecodeTree::EndBranch(Segment& s, FinishReason reason, std::string stop_rea
   s.end_reason = reason;
   s.stop_reason = std::move(stop_reason);
   usage_.completion_tokens += static_cast<int64_t>(s.generated.size());
-  if (s.search < 0) Report(s, reason, std::nullopt, std::nullopt, std::nullopt);
+  if (s.search < 0) return Report(s, reason, std::nullopt, std::nullopt, std::nullopt);
+  // Who was cut short has no vote.
+  if (reason == FinishReason::kStop || reason == FinishReason::kLength) {
+    s.answer = PolicyOf(s)->Answer(s.sent_text);
+  }
 }
 
 void DecodeTree::Report(const Segment& s, FinishReason reason, std::optional<double> score,
@@ -257,7 +262,8 @@ void DecodeTree::Report(const Segment& s, FinishReason reason, std::optional<dou
                                          .stop_reason = s.stop_reason,
                                          .score = score,
                                          .threshold = threshold,
-                                         .rank = rank});
+                                         .rank = rank,
+                                         .answer = s.answer});
 }
 
 void DecodeTree::Started() {

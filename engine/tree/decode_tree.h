@@ -95,6 +95,8 @@ struct Segment {
   std::vector<std::pair<int32_t, float>> candidates;  // that the policy has yet to choose from
   FinishReason end_reason = FinishReason::kStop;      // once done
   std::string stop_reason;
+  std::string sent_text;              // all that its client has
+  std::optional<std::string> answer;  // that its policy found there
 
   // Score only: one a token of the node, filled in order.
   std::vector<TokenLogprob> scores;
@@ -175,6 +177,7 @@ class DecodeTree {
   void Prune(const SearchDecision::Pruned& pruned);
   void Apply(int prompt, const SearchDecision& decision, SearchOutcome* outcome);
   int AddFork(int source);
+  std::vector<int32_t> SearchTokens(int branch) const;
   bool IsStopToken(const Generation& g, int32_t token) const;
 
   DecodeTreeInit init_;

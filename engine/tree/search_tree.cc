@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/tree/decode_tree.h"
+#include "engine/utf8.h"
 #include "kernels/core/check.h"
 
 namespace espalier {
@@ -39,7 +40,8 @@ SearchView DecodeTree::ViewOf(const Segment& prompt) const {
                              .ended = s.done,
                              .tokens = s.search_tokens,
                              .logprob = s.search_logprob,
-                             .candidates = std::span(s.candidates).first(candidates)});
+                             .candidates = std::span(s.candidates).first(candidates),
+                             .answer = s.answer ? &*s.answer : nullptr});
     // Branches whose tokens the policy chooses are of one length.
     if (!s.done && s.search_tokens < node(prompt).generation->min_tokens) {
       view.banned = banned_[prompt.node];
@@ -64,10 +66,26 @@ void DecodeTree::Apply(int prompt, const SearchDecision& decision, SearchOutcome
     const SearchDecision::Kept& kept = decision.kept[rank];
     const Segment& s = segments_[kept.branch];
     Report(s, s.end_reason, kept.score, std::nullopt, static_cast<int>(rank));
+    if (PolicyOf(s)->num_candidates() > 0) {
+      auto& report = std::get<BranchFinished>(pending_ends_.back());
+      report.hypothesis_token_ids = SearchTokens(kept.branch);
+      std::string bytes;
+      for (int32_t token : report.hypothesis_token_ids) {
+        bytes += init_.tokenizer->TokenBytes(token, /*special=*/false);
+      }
+      AppendAsUtf8(bytes, &report.hypothesis_text);
+    }
     std::erase(segments_[prompt].undecided, kept.branch);
     outcome->kept.push_back(kept.branch);
   }
   ESPALIER_CHECK(decision.kept.empty() || segments_[prompt].undecided.empty());
+}
+
+// All tokens from the prompt that the search began at.
+std::vector<int32_t> DecodeTree::SearchTokens(int branch) const {
+  std::vector<int32_t> path = PathTokens(branch);
+  path.erase(path.begin(), path.begin() + path_length(segments_[branch].search));
+  return path;
 }
 
 void DecodeTree::TakeStep(const SearchDecision::Step& step, SearchOutcome* outcome) {

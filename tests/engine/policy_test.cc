@@ -73,6 +73,7 @@ void ExpectHypotheses(const TreeResult& result, const nlohmann::json& test) {
   for (size_t i = 0; i < ranked.size(); ++i) {
     const nlohmann::json& expected = test["hypotheses"][i];
     EXPECT_EQ(GeneratedPath(result, *ranked[i]), expected["tokens"].get<std::vector<int32_t>>());
+    EXPECT_EQ(ranked[i]->end.hypothesis_token_ids, GeneratedPath(result, *ranked[i]));
     if (expected["score"].is_null()) continue;
     EXPECT_NEAR(*ranked[i]->end.score, expected["score"].get<double>(), 1e-4);
   }
@@ -167,6 +168,45 @@ TEST(BestOfNPolicy, KeepsTheBestOfTheSameSamples) {
       EXPECT_EQ(children, kKeep);
       EXPECT_LE(best.usage.completion_tokens, all.usage.completion_tokens + kKeep * 3);
     }
+  }
+  EXPECT_EQ(engine->Stats().pages_locked, 0);
+}
+
+TEST(MajorityVotePolicy, KeepsABranchWithTheMostFrequentAnswer) {
+  const std::unique_ptr<Engine> engine = MakeEngine(ExactConfig(Sharing::kCache));
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    TreeRequest request = SampledRequest(seed, 11);
+    const TreeResult all = RunTree(*engine, request);
+    ASSERT_TRUE(all.status.ok()) << all.status;
+    // The last digit or capital.
+    const auto answer_of = [](const std::string& text) {
+      const size_t at = text.find_last_of("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ");
+      return at == std::string::npos ? std::string() : text.substr(at, 1);
+    };
+    std::map<std::string, int> votes;
+    for (const auto& [id, branch] : all.branches) ++votes[answer_of(branch.text)];
+    votes.erase("");
+    int most = 0;
+    for (const auto& [answer, count] : votes) most = std::max(most, count);
+
+    request.nodes[0].generation->search = MajorityVote{.answer_pattern = "([0-9A-Z])[^0-9A-Z]*$"};
+    request.nodes.push_back(Node(0, {1, 2}, Greedy(3)));
+    const TreeResult result = RunTree(*engine, request);
+    ASSERT_TRUE(result.status.ok()) << result.status;
+    const std::vector<const BranchResult*> ranked = Ranked(result);
+    ASSERT_EQ(ranked.size(), 1u);
+    const BranchResult& kept = *ranked[0];
+    EXPECT_EQ(kept.tokens, all.Branch(0, kept.start.sample).tokens);
+    EXPECT_EQ(kept.end.answer.value_or(""), answer_of(kept.text));
+    EXPECT_EQ(votes[kept.end.answer.value_or("")], most);
+    result.Branch(1, 0, kept.start.branch_id);
+    for (const auto& [id, branch] : result.branches) {
+      if (branch.start.node != 0 || branch.end.rank) continue;
+      EXPECT_EQ(branch.end.reason, FinishReason::kPruned);
+      EXPECT_LE(*branch.end.score, *branch.end.threshold);
+    }
+    EXPECT_EQ(result.branches.size(), all.branches.size() + 1);
   }
   EXPECT_EQ(engine->Stats().pages_locked, 0);
 }

@@ -112,6 +112,26 @@ TEST_F(ValidateTreeTest, LimitsBestOfN) {
   ExpectRange(&best.keep, 1, 0, 5, 6, "nodes[1].generation.best_of_n.keep");
 }
 
+TEST_F(ValidateTreeTest, LimitsMajorityVote) {
+  limits_.max_pattern_bytes = 8;
+  std::string& pattern = generation().search.emplace<MajorityVote>().answer_pattern;
+  for (const char* accepted : {"a", "is (.*)."}) {
+    pattern = accepted;
+    ExpectAccepted();
+  }
+  const std::string field = "nodes[1].generation.majority_vote.answer_pattern";
+  pattern = "";
+  ExpectRefused(field, "0 bytes", "from 1 to 8");
+  pattern = "is (.*).b";
+  ExpectRefused(field, "9 bytes", "from 1 to 8");
+  for (const char* bad : {"(", "a)(b", "(?=a)", "*", "\\1"}) {
+    pattern = bad;
+    ExpectRefused(field, bad, "RE2");
+  }
+  pattern = "\xff";
+  ExpectRefused(field, "not valid UTF-8");
+}
+
 TEST_F(ValidateTreeTest, LimitsBeamSearch) {
   limits_.max_beam_width = 6;
   limits_.max_beam_candidates = 9;

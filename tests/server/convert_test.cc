@@ -146,6 +146,9 @@ TEST(ConvertRequestTest, SearchPoliciesArrive) {
         .generation->search;
   };
   EXPECT_TRUE(std::holds_alternative<std::monostate>(search("n: 2")));
+  EXPECT_EQ(
+      std::get<MajorityVote>(search("majority_vote { answer_pattern: 'a(b)' }")).answer_pattern,
+      "a(b)");
 
   auto best = std::get<BestOfN>(search("best_of_n {}"));
   EXPECT_EQ(best.keep, 1);
@@ -369,6 +372,7 @@ TEST(ConvertEventTest, EveryKindOfEvent) {
   EXPECT_EQ(finished.completion_tokens(), 6);
   EXPECT_EQ(finished.stop_reason(), "\n");
   EXPECT_FALSE(finished.has_score() || finished.has_threshold() || finished.has_rank());
+  EXPECT_FALSE(finished.has_answer());
 
   const auto pruned =
       writer
@@ -378,8 +382,17 @@ TEST(ConvertEventTest, EveryKindOfEvent) {
   EXPECT_EQ(pruned.score(), -2.0);
   EXPECT_EQ(pruned.threshold(), -1.5);
   EXPECT_FALSE(pruned.has_rank());
-  const auto kept = writer.ToProto(BranchFinished{.stop_reason = "", .rank = 0}).branch_finished();
+  const auto kept = writer
+                        .ToProto(BranchFinished{.stop_reason = "",
+                                                .rank = 0,
+                                                .answer = "42",
+                                                .hypothesis_token_ids = {'h', 'i'},
+                                                .hypothesis_text = "hi"})
+                        .branch_finished();
   EXPECT_TRUE(kept.has_rank());
+  EXPECT_EQ(kept.answer(), "42");
+  EXPECT_THAT(kept.hypothesis_token_ids(), ElementsAre('h', 'i'));
+  EXPECT_EQ(kept.hypothesis_text(), "hi");
 
   const auto scored =
       writer

@@ -68,6 +68,8 @@ Generation Simulation::RandomGeneration() {
     g.search =
         BestOfN{.keep = Random(1, g.n),
                 .score = Chance(0.5) ? BranchScore::kMeanLogprob : BranchScore::kCumulativeLogprob};
+  } else if (Chance(0.1)) {
+    g.search = MajorityVote{.answer_pattern = "."};
   } else if (Chance(0.2)) {
     const int width = Random(1, 4);
     g.n = 1;

@@ -38,7 +38,6 @@ target_include_directories(espalier_rpc SYSTEM INTERFACE ${Protobuf_INCLUDE_DIRS
 
 pkg_check_modules(ABSL REQUIRED absl_status absl_statusor absl_strings absl_time
                   absl_flat_hash_map absl_str_format)
-espalier_static_archives(espalier_absl ${ABSL_STATIC_LIBRARIES})
-
 pkg_check_modules(RE2 REQUIRED re2)
-espalier_static_archives(espalier_re2 ${RE2_STATIC_LIBRARIES})
+# RE2 is before Abseil, on which it relies, in one list: no archive is named twice on a command line.
+espalier_static_archives(espalier_absl ${RE2_STATIC_LIBRARIES} ${ABSL_STATIC_LIBRARIES})

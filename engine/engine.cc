@@ -192,6 +192,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
                       .max_batch_tokens = max_rows,
                       .max_logits_rows = logits_rows,
                       .max_live_branches = config.max_live_branches,
+                      .speculative = config.speculative,
                       .stall_timeout = config.stall_timeout},
       *num_pages, config.limits.max_waiting_trees, impl->executor.get(), config.on_failure);
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));

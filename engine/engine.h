@@ -18,6 +18,7 @@
 #include "engine/outbox.h"
 #include "engine/request.h"
 #include "engine/sharing.h"
+#include "engine/speculative.h"
 #include "kernels/attention/tree_plan.h"
 #include "kernels/runtime/context.h"
 #include "model/checkpoint/checkpoint.h"
@@ -33,7 +34,8 @@ struct EngineConfig {
   std::string model_path;
   // Not 0: weights are made up from this seed, and only config.json is read.
   uint64_t random_weights = 0;
-  // Empty: CUDA where there is such a device and it runs the model, else the CPU. Engine::config() has the choice.
+  // Empty: CUDA where there is such a device and it runs the model, else the CPU. Engine::config()
+  // has the choice.
   std::optional<Device> device;
   int gpu = 0;  // index of the CUDA device
   DeviceDType dtype = DeviceDType::kAuto;
@@ -43,6 +45,7 @@ struct EngineConfig {
   CpuPrecision cpu_precision = CpuPrecision::kAuto;
   int num_threads = 0;  // 0: every core
   Sharing sharing = Sharing::kCache;
+  Speculative speculative = Speculative::kOff;
   size_t kv_memory_bytes = 0;  // 0: on the CPU a quarter of the free memory, at most 4 GiB; on CUDA
                                // what gpu_memory_fraction leaves
   int page_size = 16;

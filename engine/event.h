@@ -80,6 +80,9 @@ struct Usage {
   int64_t kv_tokens_read_logical = 0;
   int64_t steps = 0;
   int64_t preemptions = 0;
+  int64_t drafted_tokens = 0;   // that were verified
+  int64_t accepted_tokens = 0;  // of those, generated
+  int64_t verify_steps = 0;     // summed over branches: steps that verified a draft
   double queue_ms = 0;
   double first_token_ms = 0;
   double total_ms = 0;

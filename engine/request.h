@@ -65,6 +65,7 @@ struct Generation {
   std::optional<int> logprobs;
   // Which branches live on; std::monostate: all n, independent of each other.
   std::variant<std::monostate, BestOfN, BeamSearch, MajorityVote> search;
+  bool speculative = true;  // drafts may be verified, where the engine makes any
 };
 
 struct PromptNode {

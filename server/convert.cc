@@ -94,6 +94,7 @@ Generation TakeGeneration(v1::Generation* message) {
   generation.include_stop_str_in_output = message->include_stop_str_in_output();
   generation.ignore_eos = message->ignore_eos();
   if (message->has_logprobs()) generation.logprobs = message->logprobs();
+  if (message->has_speculative()) generation.speculative = message->speculative();
   switch (message->search_case()) {
     case v1::Generation::kBestOfN:
       generation.search = TakeBestOfN(message->best_of_n());
@@ -352,6 +353,9 @@ v1::Usage ToProto(const Usage& usage) {
   message.set_kv_tokens_read_logical(usage.kv_tokens_read_logical);
   message.set_steps(usage.steps);
   message.set_preemptions(usage.preemptions);
+  message.set_drafted_tokens(usage.drafted_tokens);
+  message.set_accepted_tokens(usage.accepted_tokens);
+  message.set_verify_steps(usage.verify_steps);
   message.set_queue_ms(usage.queue_ms);
   message.set_first_token_ms(usage.first_token_ms);
   message.set_total_ms(usage.total_ms);

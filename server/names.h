@@ -48,6 +48,12 @@ struct NamesOf<Sharing> {
 };
 
 template <>
+struct NamesOf<Speculative> {
+  static constexpr std::array<std::pair<std::string_view, Speculative>, 2> kAll = {
+      {{"off", Speculative::kOff}, {"ngram", Speculative::kNgram}}};
+};
+
+template <>
 struct NamesOf<ChatFormat> {
   static constexpr std::array<std::pair<std::string_view, ChatFormat>, 3> kAll = {
       {{"", ChatFormat::kNone}, {"chatml", ChatFormat::kChatMl}, {"llama3", ChatFormat::kLlama3}}};

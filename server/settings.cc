@@ -169,6 +169,10 @@ std::vector<Setting> MakeSettings() {
                     "Who shares computed KV. none: nobody; tree: the branches of one request; "
                     "cache: requests too",
                     FIELD(engine.sharing)),
+      Name<Speculative>("speculative",
+                        "Tokens drafted for a branch and verified in one step. off: none; ngram: "
+                        "what followed the same tokens earlier in its tree. The output is the same",
+                        FIELD(engine.speculative)),
       Size("kv-memory",
            "Memory of the KV cache; 0: on the CPU a quarter of the free memory, at most 4GiB; on "
            "CUDA what --gpu-memory-fraction leaves",

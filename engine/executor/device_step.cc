@@ -65,7 +65,7 @@ bool DeviceStep::UploadRequests(const StepBatch& batch) {
       requests_.push_back(std::move(request));
       continue;
     }
-    const DecodeTree::SampleRequest from = task.tree->NextSample(task.segment);
+    const DecodeTree::SampleRequest from = task.tree->NextSample(task.segment, task.drafted);
     const SamplingParams& params = *from.params;
     request.temperature = params.temperature;
     request.min_p = params.min_p;

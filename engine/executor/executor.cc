@@ -107,7 +107,7 @@ void Executor::DrawSamples(const StepBatch& batch, std::span<const float> logits
       samples_[i] = sampler.Score(row, *task.score_token, task.tree->top_logprobs(task.segment));
       return;
     }
-    const DecodeTree::SampleRequest request = task.tree->NextSample(task.segment);
+    const DecodeTree::SampleRequest request = task.tree->NextSample(task.segment, task.drafted);
     samples_[i] = sampler.Run({.logits = row,
                                .params = request.params,
                                .history = request.history,

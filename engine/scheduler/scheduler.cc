@@ -21,6 +21,9 @@ void AddUsage(const Usage& from, Usage* to) {
   to->kv_tokens_read_logical += from.kv_tokens_read_logical;
   to->steps += from.steps;
   to->preemptions += from.preemptions;
+  to->drafted_tokens += from.drafted_tokens;
+  to->accepted_tokens += from.accepted_tokens;
+  to->verify_steps += from.verify_steps;
 }
 
 }  // namespace
@@ -88,6 +91,7 @@ const StepBatch* Scheduler::Schedule(absl::Time now) {
     RemoveFinished(now);
     return nullptr;
   }
+  ScheduleDrafts();
   for (auto& live : trees_) {
     if (live->rows.empty() || live->running) continue;
     live->running = true;
@@ -108,11 +112,12 @@ void Scheduler::Commit(std::span<const Sample> samples, std::span<const uint8_t>
   step_open_ = false;
   pool_->StepDone(step_);
   for (size_t i = 0; i < rows_.size(); ++i) {
-    if (row_bad[i] == 0) continue;
+    if (row_bad[i] == 0 || rows_[i].draft) continue;  // nobody may ever look at a draft's row
     rows_[i].live->failure = absl::InternalError(
         absl::StrCat("the model gave a value that is not finite at position ", rows_[i].position));
   }
   for (size_t i = 0; i < tasks_.size(); ++i) {
+    if (tasks_[i].drafted > 0) continue;  // taken with the branch's pending token
     LiveTree& live = *tasks_[i].live;
     if (!samples[i].finite) {
       live.failure = absl::InternalError(
@@ -127,14 +132,7 @@ void Scheduler::Commit(std::span<const Sample> samples, std::span<const uint8_t>
       live.slots[segment].state = State::kEnded;
       continue;
     }
-    const DecodeTree::Accepted accepted = live.tree->Accept(segment, samples[i], now);
-    if (accepted.held && accepted.finished) {
-      Drop(live, segment);  // children of what the search keeps find its path in the cache
-    } else if (accepted.held) {
-      live.slots[segment].state = State::kHeld;
-    } else if (accepted.finished) {
-      BranchEnded(live, segment);
-    }
+    CommitBranch(i, samples, row_bad, now);
   }
   for (auto& live : trees_) {
     if (live->rows.empty()) continue;
@@ -143,6 +141,23 @@ void Scheduler::Commit(std::span<const Sample> samples, std::span<const uint8_t>
     live->tree->Flush();
   }
   RemoveFinished(now);
+}
+
+void Scheduler::CommitBranch(size_t task, std::span<const Sample> samples,
+                             std::span<const uint8_t> row_bad, absl::Time now) {
+  LiveTree& live = *tasks_[task].live;
+  const int segment = tasks_[task].segment;
+  DecodeTree::Accepted accepted = live.tree->Accept(segment, samples[task], now);
+  if (live.slots[segment].drafted > 0) {
+    accepted = AcceptDraft(live, segment, accepted, samples[task].token, samples, row_bad, now);
+  }
+  if (accepted.held && accepted.finished) {
+    Drop(live, segment);  // children of what the search keeps find its path in the cache
+  } else if (accepted.held) {
+    live.slots[segment].state = State::kHeld;
+  } else if (accepted.finished) {
+    BranchEnded(live, segment);
+  }
 }
 
 std::optional<absl::Time> Scheduler::NextDeadline() const {
@@ -605,7 +620,7 @@ void Scheduler::AddChildren(LiveTree& live, int segment) {
 
 int Scheduler::AddRow(LiveTree& live, int segment, int position, int32_t token, int64_t kv_slot) {
   const int row = static_cast<int>(rows_.size());
-  rows_.push_back({&live, segment, live.slots[segment].tail, position, token, kv_slot, false});
+  rows_.push_back({&live, segment, live.slots[segment].tail, position, token, kv_slot});
   live.rows.push_back(row);
   live.slots[segment].step = step_;
   return row;
@@ -809,8 +824,8 @@ void Scheduler::BuildBatch() {
     }
   }
   for (const Task& task : tasks_) {
-    batch_.tasks.push_back(
-        {logits_index_[task.row], task.live->tree.get(), task.segment, task.score_token});
+    batch_.tasks.push_back({logits_index_[task.row], task.live->tree.get(), task.segment,
+                            task.score_token, task.drafted});
   }
   for (auto& live : trees_) CountReads(*live);
 }
@@ -839,10 +854,14 @@ void Scheduler::CountReads(LiveTree& live) {
   const uint64_t mark = ++read_marks_;
   for (size_t i = 0; i < live.rows.size(); ++i) {
     const int row = live.rows[i];
-    const bool run_goes_on = i + 1 < live.rows.size() &&
+    const bool run_goes_on = i + 1 < live.rows.size() && !rows_[live.rows[i + 1]].draft &&
                              rows_[live.rows[i + 1]].segment == rows_[row].segment &&
                              rows_[live.rows[i + 1]].position == rows_[row].position + 1;
-    if (!run_goes_on) usage.kv_tokens_read_logical += rows_[row].position + 1;
+    if (rows_[row].draft) {
+      ++usage.kv_tokens_read_logical;  // the rest of its path is its pending token's
+    } else if (!run_goes_on) {
+      usage.kv_tokens_read_logical += rows_[row].position + 1;
+    }
     NodeId node = NodeAt(rows_[row].tail, rows_[row].position);
     for (NodeId parent = radix_->parent(node); parent.valid();
          node = parent, parent = radix_->parent(node)) {

@@ -28,6 +28,7 @@
 #include "engine/sampler/sampler.h"
 #include "engine/scheduler/step_batch.h"
 #include "engine/sharing.h"
+#include "engine/speculative.h"
 #include "engine/tree/decode_tree.h"
 
 namespace espalier {
@@ -38,6 +39,10 @@ struct SchedulerConfig {
   int max_batch_tokens = 512;    // rows a step
   int max_logits_rows = 256;     // rows a step whose logits are computed
   int max_live_branches = 1024;  // branches with KV at once, over all trees
+  Speculative speculative = Speculative::kOff;
+  // Drafts fill a step up to so many rows: below it a row costs little, for reading weights and KV
+  // is what takes the time. A step that decodes as many branches drafts nothing.
+  int speculative_rows = 16;
   absl::Duration stall_timeout = absl::Seconds(60);
 };
 
@@ -95,6 +100,9 @@ class Scheduler {
     kEnded,       // holds its path, if at all, only for children that hold none yet
   };
 
+  static constexpr int kFirstDraft = 4;  // tokens of a branch's first draft
+  static constexpr int kMaxDraft = 16;
+
   // Scheduling state of a segment.
   struct Slot {
     State state = State::kQueued;
@@ -105,6 +113,11 @@ class Scheduler {
     int next_sample = 0;       // prompt: branches started so far
     int waiting_children = 0;  // children that were never admitted
     uint64_t step = 0;         // the last step with a row of this segment
+    // Of the step under construction: tokens drafted below the pending one, and the task that
+    // follows the first of them.
+    int drafted = 0;
+    int draft_task = 0;
+    int draft_limit = kFirstDraft;  // follows what was accepted
   };
 
   struct LiveTree {
@@ -126,7 +139,8 @@ class Scheduler {
     int position;
     int32_t token;
     int64_t kv_slot;
-    bool logits;
+    bool logits = false;
+    bool draft = false;
   };
 
   struct Task {
@@ -134,6 +148,7 @@ class Scheduler {
     LiveTree* live;
     int segment;
     std::optional<int32_t> score_token;
+    int drafted = 0;
   };
 
   int RowsLeft() const { return config_.max_batch_tokens - static_cast<int>(rows_.size()); }
@@ -150,6 +165,14 @@ class Scheduler {
   void ScheduleFilling(LiveTree& live);
   void VisitFilling(LiveTree& live, int segment);
   void DecodeRow(LiveTree& live, int segment);
+  // Drafts: draft_rows.cc.
+  void ScheduleDrafts();
+  int Draft(LiveTree& live, int segment, int max_tokens);
+  void CommitBranch(size_t task, std::span<const Sample> samples, std::span<const uint8_t> row_bad,
+                    absl::Time now);
+  DecodeTree::Accepted AcceptDraft(LiveTree& live, int segment, DecodeTree::Accepted accepted,
+                                   int32_t token, std::span<const Sample> samples,
+                                   std::span<const uint8_t> row_bad, absl::Time now);
 
   bool Admit(LiveTree& live, int segment);
   bool ParentPathHeld(const LiveTree& live, const Segment& s) const;
@@ -211,6 +234,7 @@ class Scheduler {
   bool admission_closed_ = false;
   bool retry_ = false;  // a preemption freed pages though no row was scheduled
   std::vector<std::pair<LiveTree*, int>> decoding_;
+  std::vector<std::pair<LiveTree*, int>> drafting_;
   std::vector<int64_t> fill_slots_;
   std::vector<int> logits_index_;  // [rows]
   StepBatch batch_;

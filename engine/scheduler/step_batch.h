@@ -17,6 +17,9 @@ struct LogitsTask {
   int segment = 0;
   // Draw when empty, otherwise score this token.
   std::optional<int32_t> score_token;
+  // Draws the token that follows so many drafted ones. A branch's tasks with 1, 2, … drafted tokens
+  // stand side by side; their rows hold the draft.
+  int drafted = 0;
 };
 
 struct StepBatch {

@@ -112,10 +112,10 @@ int DecodeTree::AddBranch(int prompt, int sample) {
   return index;
 }
 
-DecodeTree::SampleRequest DecodeTree::NextSample(int branch) const {
+DecodeTree::SampleRequest DecodeTree::NextSample(int branch, int ahead) const {
   const Segment& s = segments_[branch];
   const Generation& g = *node(s).generation;
-  const int count = s.search_tokens;
+  const int count = s.search_tokens + ahead;
   const BranchPolicy* policy = PolicyOf(s);
   const int candidates = policy != nullptr ? policy->num_candidates() : 0;
   return {.params = &g.sampling,
@@ -126,6 +126,23 @@ DecodeTree::SampleRequest DecodeTree::NextSample(int branch) const {
                         : std::span<const int32_t>(),
           .uniform = BranchUniform(s.seed, count),
           .top_logprobs = std::max(g.logprobs.value_or(-1), candidates > 0 ? candidates : -1)};
+}
+
+int DecodeTree::MaxDraft(int branch) const {
+  const Segment& s = segments_[branch];
+  const Generation& g = *node(s).generation;
+  if (!g.speculative || s.search >= 0 || HasPenalty(g.sampling)) return 0;
+  return node(s).max_tokens - s.search_tokens - 1;
+}
+
+std::vector<std::span<const int32_t>> DecodeTree::OtherTexts(int branch, int count) const {
+  std::vector<std::span<const int32_t>> texts;
+  for (int i = num_segments() - 1; i >= 0 && static_cast<int>(texts.size()) < count; --i) {
+    if (i != branch && segments_[i].kind == SegmentKind::kBranch) {
+      texts.push_back(segments_[i].generated);
+    }
+  }
+  return texts;
 }
 
 int DecodeTree::top_logprobs(int index) const {

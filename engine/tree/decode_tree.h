@@ -140,7 +140,14 @@ class DecodeTree {
     double uniform;
     int top_logprobs;
   };
-  SampleRequest NextSample(int branch) const;
+  // `ahead`: as if the branch had so many tokens more, which then may not carry a penalty.
+  SampleRequest NextSample(int branch, int ahead = 0) const;
+
+  // How many tokens may be drafted below the branch's last one. 0: its request wants none, a policy
+  // chooses its tokens, a penalty would have to count the draft, or its next token is its last.
+  int MaxDraft(int branch) const;
+  // What other branches have generated, the newest `count`, newest first.
+  std::vector<std::span<const int32_t>> OtherTexts(int branch, int count) const;
 
   // Takes the branch's next token. Tells the client at the next Flush.
   struct Accepted {

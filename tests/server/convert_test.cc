@@ -74,6 +74,7 @@ TEST(ConvertRequestTest, UnsetFieldsAreTheEnginesDefaults) {
   EXPECT_FALSE(g.max_tokens.has_value());
   EXPECT_EQ(g.min_tokens, 0);
   EXPECT_FALSE(g.logprobs.has_value());
+  EXPECT_TRUE(g.speculative);
   EXPECT_FALSE(g.include_stop_str_in_output);
   EXPECT_FALSE(g.ignore_eos);
 }
@@ -109,7 +110,7 @@ TEST(ConvertRequestTest, EveryFieldArrives) {
           frequency_penalty: -0.5 presence_penalty: 0.75
           logit_bias { key: 9 value: -1 } logit_bias { key: 2 value: 100 }
           max_tokens: 7 min_tokens: 3 stop: 'a' stop: 'b' stop_token_ids: 11 stop_token_ids: 12
-          include_stop_str_in_output: true ignore_eos: true logprobs: 5
+          include_stop_str_in_output: true ignore_eos: true logprobs: 5 speculative: false
         }
       })");
   EXPECT_EQ(request.request_id, "r");
@@ -137,6 +138,7 @@ TEST(ConvertRequestTest, EveryFieldArrives) {
   EXPECT_TRUE(g.include_stop_str_in_output);
   EXPECT_TRUE(g.ignore_eos);
   EXPECT_EQ(g.logprobs, 5);
+  EXPECT_FALSE(g.speculative);
 }
 
 TEST(ConvertRequestTest, SearchPoliciesArrive) {
@@ -462,11 +464,16 @@ TEST(ConvertInfoTest, EveryCounterArrives) {
   usage.queue_ms = 9;
   usage.first_token_ms = 10;
   usage.total_ms = 11;
+  usage.drafted_tokens = 12;
+  usage.accepted_tokens = 13;
+  usage.verify_steps = 14;
   const v1::Usage wire = ToProto(usage);
   ExpectAllNumbersSetAndDistinct(wire);
   EXPECT_EQ(wire.cached_tokens(), 2);
   EXPECT_EQ(wire.kv_tokens_read_logical(), 6);
   EXPECT_EQ(wire.total_ms(), 11);
+  EXPECT_EQ(wire.drafted_tokens(), 12);
+  EXPECT_EQ(wire.verify_steps(), 14);
 
   EngineStats stats;
   int next = 0;

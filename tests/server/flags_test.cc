@@ -140,7 +140,7 @@ TEST_F(FlagsTest, EverySettingSetsItsOwnFieldOnly) {
     const ServerOptions defaults;
     int accepted = 0;
     for (const char* candidate : {"7", "32", "16", "64MiB", "7s", "cpu", "cuda", "f32", "f16",
-                                  "none", "error", "off", "0.5", "node"}) {
+                                  "none", "error", "off", "0.5", "node", "ngram"}) {
       ServerOptions options;
       if (!setting.set(candidate, &options).ok()) continue;
       if (setting.get(options) == setting.get(defaults)) continue;

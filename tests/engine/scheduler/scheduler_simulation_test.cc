@@ -27,6 +27,23 @@ TEST_P(SchedulerSimulation, KeepsInvariantsAfterEveryStep) {
   }
 }
 
+TEST_P(SchedulerSimulation, VerifiesDrafts) {
+  Usage total;
+  for (uint64_t seed = 50; seed < 70; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Simulation simulation({.seed = seed,
+                           .sharing = GetParam(),
+                           .num_pages = 16 + static_cast<int>(seed % 4) * 16,
+                           .speculative = Speculative::kNgram});
+    RunFor(simulation, 1000);
+    if (HasFatalFailure()) return;
+    total.drafted_tokens += simulation.total().drafted_tokens;
+    total.accepted_tokens += simulation.total().accepted_tokens;
+  }
+  EXPECT_GT(total.drafted_tokens, 100);
+  EXPECT_GT(total.accepted_tokens, 5);
+}
+
 TEST_P(SchedulerSimulation, PreemptsAndFinishesWhenPagesAreScarce) {
   int64_t preemptions = 0;
   for (uint64_t seed = 100; seed <= 120; ++seed) {
@@ -52,6 +69,7 @@ TEST_P(SchedulerSimulation, NeverLeaksInAMillionSteps) {
     Simulation simulation({.seed = seed,
                            .sharing = GetParam(),
                            .num_pages = 20 + static_cast<int>(seed % 4) * 16,
+                           .speculative = seed % 2 == 0 ? Speculative::kNgram : Speculative::kOff,
                            .check_every = 97});
     RunFor(simulation, kSteps);
     if (HasFatalFailure()) return;

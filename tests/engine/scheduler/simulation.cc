@@ -41,6 +41,7 @@ Simulation::Simulation(const SimulationOptions& o)
                   .max_batch_tokens = o.max_batch_tokens,
                   .max_logits_rows = o.max_logits_rows,
                   .max_live_branches = o.max_live_branches,
+                  .speculative = o.speculative,
                   .stall_timeout = absl::Seconds(100)},
                  &pool_, &radix_),
       kv_(static_cast<size_t>(o.num_pages) * o.page_size, kPoison) {
@@ -61,6 +62,7 @@ Generation Simulation::RandomGeneration() {
   g.n = Chance(0.6) ? 1 : Random(2, 5);
   g.min_tokens = Chance(0.2) ? 2 : 0;
   g.ignore_eos = Chance(0.3);
+  g.speculative = Chance(0.9);
   if (Chance(0.3)) g.stop = {std::string(1, static_cast<char>(Random(0, kVocab - 2)))};
   if (Chance(0.2)) g.sampling.repetition_penalty = 1.5f;
   if (Chance(0.2)) g.logprobs = 0;
@@ -176,6 +178,9 @@ void Simulation::Read(const std::string& id, Client& client) {
       total_.prompt_tokens += finished->usage.prompt_tokens;
       total_.cached_tokens += finished->usage.cached_tokens;
       total_.computed_tokens += finished->usage.computed_tokens;
+      total_.drafted_tokens += finished->usage.drafted_tokens;
+      total_.accepted_tokens += finished->usage.accepted_tokens;
+      ASSERT_LE(finished->usage.accepted_tokens, finished->usage.drafted_tokens);
       ASSERT_LE(finished->usage.kv_tokens_read_unique, finished->usage.kv_tokens_read_logical);
       ++finished_;
       clients_.erase(id);
@@ -269,7 +274,12 @@ void Simulation::RunModel(const StepBatch& batch) {
   for (size_t i = 0; i < batch.tasks.size(); ++i) {
     const LogitsTask& task = batch.tasks[i];
     const int row = batch.logits_rows[task.logits_row];
-    const std::vector<int32_t> path = task.tree->PathTokens(task.segment);
+    std::vector<int32_t> path = task.tree->PathTokens(task.segment);
+    for (int k = task.drafted; k > 0; --k) {
+      const LogitsTask& above = batch.tasks[i + 1 - k];
+      ASSERT_EQ(above.segment, task.segment);
+      path.push_back(batch.token_ids[batch.logits_rows[above.logits_row]]);
+    }
     const int seen = batch.positions[row] + 1;
     if (task.score_token) {
       ASSERT_EQ(*task.score_token, path[seen]);
@@ -278,7 +288,7 @@ void Simulation::RunModel(const StepBatch& batch) {
     } else {
       ASSERT_EQ(static_cast<size_t>(seen), path.size());
       ASSERT_EQ(row_hash[row], PathHash(path)) << "the branch was computed on another's path";
-      const DecodeTree::SampleRequest request = task.tree->NextSample(task.segment);
+      const DecodeTree::SampleRequest request = task.tree->NextSample(task.segment, task.drafted);
       int32_t token = static_cast<int32_t>(
           Mix(row_hash[row] ^ static_cast<uint64_t>(request.uniform * 1e9)) % kVocab);
       while (std::ranges::find(request.banned, token) != request.banned.end()) --token;

@@ -27,7 +27,8 @@ struct SimulationOptions {
   int max_path_tokens = 96;  // of a generated request, which fits the pool alone
   double cancel_rate = 0.002;
   double slow_client_rate = 0.1;  // trees whose client reads now and then
-  int check_every = 1;            // steps between full checks of the invariants
+  Speculative speculative = Speculative::kOff;
+  int check_every = 1;  // steps between full checks of the invariants
 };
 
 class Simulation {

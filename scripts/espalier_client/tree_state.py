@@ -18,6 +18,9 @@ class Branch:
     finish_reason: str = ""  # "stop", "length", ...; empty while the branch runs
     cumulative_logprob: float = 0.0
     rank: int | None = None  # of a branch that a search kept, from 0, best first
+    score: float | None = None  # what the search compared
+    answer: str | None = None  # that the branch voted for
+    hypothesis: str = ""  # of a beam search's result, whose text may lie in several branches
 
 
 @dataclasses.dataclass
@@ -53,6 +56,17 @@ class TreeState:
         """The branches that a node grew on a path, in the order of their samples."""
         found = self._grown.get((node_id, parent_branch), [])
         return sorted(found, key=lambda branch: branch.sample_index)
+
+    @property
+    def branches(self) -> list[Branch]:
+        """All branches, in the order of their start."""
+        return list(self._branches.values())
+
+    @property
+    def kept(self) -> list[Branch]:
+        """What searches kept, best first."""
+        ranked = [branch for branch in self._branches.values() if branch.rank is not None]
+        return sorted(ranked, key=lambda branch: branch.rank)
 
     def score_at(self, node_id: str, parent_branch: int | None) -> float | None:
         """log p of a scored node's content on a path; None when it has not come."""
@@ -93,6 +107,9 @@ class TreeState:
         branch.cumulative_logprob = finished.cumulative_logprob
         branch.num_tokens = finished.completion_tokens
         branch.rank = finished.rank if finished.HasField("rank") else None
+        branch.score = finished.score if finished.HasField("score") else None
+        branch.answer = finished.answer if finished.HasField("answer") else None
+        branch.hypothesis = finished.hypothesis_text
 
 
 def _parent(event: generate_pb2.BranchStarted | generate_pb2.NodeScored) -> int | None:

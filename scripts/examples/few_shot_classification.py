@@ -6,14 +6,13 @@ continuations of each child. Nothing is generated: a label's log-probability is 
 and the examples' KV is computed once and read once a step for all texts and labels.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from espalier_client import environment  # importable only now
+from espalier_client import example  # importable only now
 
 INSTRUCTION = "Say what kind of text each line is from.\n\n"
 EXAMPLES = [
@@ -36,12 +35,14 @@ TEXTS = [
     ("The coach praised his players after the victory.", "sports"),
 ]
 
+LABELS = sorted({label for _, label in EXAMPLES})
+
 
 def ask(text: str) -> str:
     return f"Line: {text}\nKind:"
 
 
-def build_request(labels: list[str]):
+def build_request():
     """A score node a text and label; the ids say which."""
     from espalier.v1 import generate_pb2, prompt_pb2
 
@@ -49,50 +50,23 @@ def build_request(labels: list[str]):
     root = prompt_pb2.PromptNode(id="examples", text=INSTRUCTION + examples)
     for i, (text, _) in enumerate(TEXTS):
         child = root.children.add(id=f"text {i}", text=ask(text))
-        for label in labels:
+        for label in LABELS:
             child.children.add(id=f"text {i}: {label}", text=f" {label}", score=True)
     return generate_pb2.GenerateRequest(request_id="few-shot classification", root=root)
 
 
-def classify(args: argparse.Namespace) -> int:
-    from espalier.v1 import tree_decoder_pb2_grpc
-    from espalier_client import tree_render
-    from espalier_client.connection import open_channel
-    from espalier_client.tree_state import TreeState
-
-    labels = sorted({label for _, label in EXAMPLES})
-    request = build_request(labels)
-    state = TreeState(request)
-    with open_channel(args.address) as channel:
-        stub = tree_decoder_pb2_grpc.TreeDecoderStub(channel)
-        for event in stub.Generate(request, timeout=args.timeout):
-            state.apply(event)
-
-    console = tree_render.make_console()
-    console.print(tree_render.render(state))
+def report(state) -> None:
+    """The best label of each text, and its share among the labels."""
     right = 0
     for i, (text, expected) in enumerate(TEXTS):
-        scores = {label: state.score_at(f"text {i}: {label}", None) for label in labels}
+        scores = {label: state.score_at(f"text {i}: {label}", None) for label in LABELS}
         best = max(scores, key=scores.get)
         share = math.exp(scores[best]) / sum(math.exp(score) for score in scores.values())
         right += best == expected
         mark = "" if best == expected else f"  (expected {expected})"
         print(f"{best} {share:6.1%}  {text}{mark}")
     print(f"{right} of {len(TEXTS)} as expected")
-    print(tree_render.usage_lines(state.usage))
-    return 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--address", default="127.0.0.1:50051", help="of the server")
-    parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS")
-    args = parser.parse_args()
-    environment.enter()
-    from espalier_client.connection import run_command
-
-    return run_command(lambda: classify(args), args.address)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(example.run(__doc__, build_request, report))

@@ -2,8 +2,7 @@
 // KV tokens. Four warps fill the ring, two warpgroups of 64 packed rows each drain it. Shared
 // memory: the ring, 32 KiB a stage at head_dim 128, and as much for Q, which consumers hold in
 // registers.
-#include "kernels/core/check.h"
-#include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/tree_attention/dispatch_attention.cuh"
 #include "kernels/cuda/tree_attention/packed_rows.cuh"
 #include "kernels/cuda/tree_attention/unit_stream.cuh"
 
@@ -221,27 +220,13 @@ cudaError_t Launch(const AttentionArguments& arguments, const AttentionDevice& d
                            device, stream, arguments);
 }
 
-template <typename T>
-cudaError_t LaunchHeadDim(const AttentionArguments& arguments, const AttentionDevice& device,
-                          cudaStream_t stream) {
-  switch (arguments.plan.head_dim) {
-    case 64:
-      return Launch<T, 64>(arguments, device, stream);
-    case 128:
-      return Launch<T, 128>(arguments, device, stream);
-    default:
-      internal::CheckFailed("head_dim is 64 or 128", __FILE__, __LINE__);
-  }
-}
-
 }  // namespace
 
 cudaError_t LaunchHopperAttention(const AttentionArguments& arguments, DType dtype,
                                   const AttentionDevice& device, cudaStream_t stream) {
-  cudaError_t error = cudaSuccess;
-  DispatchActivation(dtype,
-                     [&]<typename T>(T) { error = LaunchHeadDim<T>(arguments, device, stream); });
-  return error;
+  return DispatchAttention(dtype, arguments.plan.head_dim, [&]<typename T, int kHeadDim>() {
+    return Launch<T, kHeadDim>(arguments, device, stream);
+  });
 }
 
 }  // namespace espalier::cuda

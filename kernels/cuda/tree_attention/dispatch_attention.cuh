@@ -1,0 +1,22 @@
+// The instance of a kernel for a plan.
+#pragma once
+
+#include "kernels/core/check.h"
+#include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/tree_attention/attention_kernels.h"
+
+namespace espalier::cuda {
+
+// Returns `launch<T, kHeadDim>()` of the element type and head size.
+template <typename Launch>
+cudaError_t DispatchAttention(DType dtype, int head_dim, const Launch& launch) {
+  ESPALIER_CHECK(head_dim == 64 || head_dim == 128);
+  cudaError_t error = cudaSuccess;
+  DispatchActivation(dtype, [&]<typename T>(T) {
+    error = head_dim == 128 ? launch.template operator()<T, 128>()
+                            : launch.template operator()<T, 64>();
+  });
+  return error;
+}
+
+}  // namespace espalier::cuda

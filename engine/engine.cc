@@ -34,8 +34,6 @@ uint64_t RandomWord() {
   return (uint64_t{device()} << 32) | device();
 }
 
-std::string NewTreeId() { return absl::StrFormat("%016x%016x", RandomWord(), RandomWord()); }
-
 absl::Status CheckAtLeast(std::string_view field, int64_t value, int64_t limit) {
   if (value >= limit) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(absl::string_view(field.data(), field.size()),
@@ -211,7 +209,7 @@ absl::StatusOr<TreeHandle> Engine::Submit(TreeRequest request, std::shared_ptr<O
   if (!expansion.ok()) return expansion.status();
 
   DecodeTreeInit init{
-      .tree_id = NewTreeId(),
+      .tree_id = NewId(),
       .cache_salt = std::move(request.cache_salt),
       .priority = request.priority,
       .seed = request.seed ? *request.seed : RandomWord(),
@@ -238,7 +236,17 @@ absl::StatusOr<TreeHandle> Engine::Submit(TreeRequest request, std::shared_ptr<O
 
 absl::Status Engine::Cancel(std::string_view tree_id) { return impl_->thread->Cancel(tree_id); }
 
+void Engine::UpdatePins(PinUpdate update) {
+  if (impl_->config.sharing != Sharing::kCache) return;
+  update.name_space = Scheduler::CacheNamespace(update.name_space);
+  impl_->thread->UpdatePins(std::move(update));
+}
+
+void Engine::UnpinAll(std::string_view owner) { impl_->thread->UnpinAll(owner); }
+
 void Engine::Drain(absl::Duration timeout) { impl_->thread->Drain(timeout); }
+
+std::string Engine::NewId() { return absl::StrFormat("%016x%016x", RandomWord(), RandomWord()); }
 
 const Tokenizer& Engine::tokenizer() const { return *impl_->tokenizer; }
 const EngineConfig& Engine::config() const { return impl_->config; }

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/kvcache/pinned_paths.h"
 #include "engine/limits.h"
 #include "engine/outbox.h"
 #include "engine/request.h"
@@ -128,9 +129,17 @@ class Engine {
   // Takes effect at the next step. NOT_FOUND when no such tree is waiting or running.
   absl::Status Cancel(std::string_view tree_id);
 
+  // Keeps in the cache what it holds of a session's paths, between the session's commands; see
+  // PinnedPaths. `name_space` is the cache salt here. Without effect unless requests share a cache.
+  void UpdatePins(PinUpdate update);
+  void UnpinAll(std::string_view owner);
+
   // Refuses new trees and waits until the running ones are done or `timeout` is over; whatever is
   // left then is cancelled.
   void Drain(absl::Duration timeout);
+
+  // 128 random bits in hexadecimal.
+  static std::string NewId();
 
   const Tokenizer& tokenizer() const;
   const EngineConfig& config() const;

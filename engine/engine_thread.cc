@@ -89,6 +89,16 @@ void EngineThread::Inspect(const std::function<void(const RadixTree&)>& read) {
   done.get_future().wait();
 }
 
+void EngineThread::UpdatePins(PinUpdate update) {
+  // std::function wants copyable captures; the paths are long.
+  auto shared = std::make_shared<PinUpdate>(std::move(update));
+  Post([this, shared] { scheduler_.pins().Update(*shared); });
+}
+
+void EngineThread::UnpinAll(std::string_view owner) {
+  Post([this, owner = std::string(owner)] { scheduler_.pins().UnpinAll(owner); });
+}
+
 void EngineThread::Drain(absl::Duration timeout) {
   std::unique_lock lock(mutex_);
   draining_ = true;
@@ -120,9 +130,11 @@ void EngineThread::Run() {
   while (TakeMessages(!stepped_)) {
     const Clock::time_point start = Clock::now();
     for (Message& message : taken_) message();
+    const bool changed = !taken_.empty() || scheduler_.pins().NextExpiry() <= absl::Now();
+    scheduler_.pins().Expire(absl::Now());
     running_stats_.schedule_ms += MsSince(start);
     // A client hears of what it asked for before the step that may take a while.
-    if (!taken_.empty()) Publish();
+    if (changed) Publish();
     taken_.clear();
     Step();
     Publish();
@@ -133,7 +145,12 @@ bool EngineThread::TakeMessages(bool idle) {
   std::unique_lock lock(mutex_);
   const auto awake = [&] { return stopping_ || !inbox_.empty(); };
   if (idle && scheduler_.empty()) {
-    changed_.wait(lock, awake);
+    const absl::Time expiry = scheduler_.pins().NextExpiry();
+    if (expiry == absl::InfiniteFuture()) {
+      changed_.wait(lock, awake);
+    } else {
+      changed_.wait_until(lock, absl::ToChronoTime(expiry), awake);
+    }
   } else if (idle) {
     changed_.wait_for(lock, kStalledPoll, awake);
   }

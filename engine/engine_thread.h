@@ -47,6 +47,9 @@ class EngineThread {
   absl::Status Cancel(std::string_view tree_id);
   // Runs `read` between two steps and waits for it.
   void Inspect(const std::function<void(const RadixTree&)>& read);
+  // Both take effect before the next step.
+  void UpdatePins(PinUpdate update);
+  void UnpinAll(std::string_view owner);
   // Refuses new trees; ends with UNAVAILABLE what still lives after `timeout`. Returns when nothing
   // does.
   void Drain(absl::Duration timeout);

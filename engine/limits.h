@@ -5,6 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/time/time.h"
+#include "engine/session/session_tree.h"
+
 namespace espalier {
 
 struct Limits {
@@ -26,6 +29,10 @@ struct Limits {
   int max_label_bytes = 256;         // request_id, cache_salt, node id
   int max_messages = 1024;           // chat messages a node
   int max_waiting_trees = 1024;      // inbox and queue; more: RESOURCE_EXHAUSTED
+  int max_sessions = 256;            // open at once
+  SessionLimits session;
+  // How long an idle session keeps its KV from eviction, at most.
+  absl::Duration session_idle_timeout = absl::Minutes(5);
 };
 
 }  // namespace espalier

@@ -194,15 +194,26 @@ absl::StatusOr<TreeRequest> TakeTreeRequest(v1::ScoreRequest message) {
       return absl::InvalidArgumentError("prompt: not set");
   }
 
-  if (message.continuations_size() == 0) {
+  absl::StatusOr<std::vector<PromptNode>> continuations =
+      TakeContinuations(message.mutable_continuations());
+  if (!continuations.ok()) return continuations.status();
+  for (PromptNode& continuation : *continuations) {
+    continuation.parent = 0;
+    request.nodes.push_back(std::move(continuation));
+  }
+  return request;
+}
+
+absl::StatusOr<std::vector<PromptNode>> TakeContinuations(
+    google::protobuf::RepeatedPtrField<v1::Continuation>* messages) {
+  if (messages->empty()) {
     return absl::InvalidArgumentError("continuations: 0, at least 1 is needed");
   }
-  request.nodes.reserve(1 + message.continuations_size());
-  for (int i = 0; i < message.continuations_size(); ++i) {
-    v1::Continuation& continuation = *message.mutable_continuations(i);
-    PromptNode& node = request.nodes.emplace_back();
-    node.parent = 0;
-    node.id = absl::StrCat("continuations[", i, "]");
+  std::vector<PromptNode> nodes;
+  nodes.reserve(messages->size());
+  for (v1::Continuation& continuation : *messages) {
+    PromptNode& node = nodes.emplace_back();
+    node.id = absl::StrCat("continuations[", nodes.size() - 1, "]");
     node.score = true;
     switch (continuation.content_case()) {
       case v1::Continuation::kText:
@@ -215,7 +226,32 @@ absl::StatusOr<TreeRequest> TakeTreeRequest(v1::ScoreRequest message) {
         return absl::InvalidArgumentError(absl::StrCat(node.id, ": not set"));
     }
   }
-  return request;
+  return nodes;
+}
+
+absl::StatusOr<PromptNode> TakePromptNode(v1::AppendTokens message) {
+  PromptNode node;
+  switch (message.content_case()) {
+    case v1::AppendTokens::kText:
+      node.content = std::move(*message.mutable_text());
+      break;
+    case v1::AppendTokens::kTokenIds:
+      node.content = TakeIds(message.token_ids());
+      break;
+    case v1::AppendTokens::kMessages:
+      node.content = TakeMessages(message.mutable_messages());
+      break;
+    case v1::AppendTokens::CONTENT_NOT_SET:
+      return absl::InvalidArgumentError("append.content: not set");
+  }
+  node.generation.emplace();  // messages end where the assistant's turn begins
+  return node;
+}
+
+absl::StatusOr<Generation> TakeGeneration(v1::GenerateBranches message) {
+  const absl::Status known = CheckEnums(0, message.generation());
+  if (!known.ok()) return known;
+  return TakeGeneration(message.mutable_generation());
 }
 
 absl::StatusOr<PromptNode> TakePromptNode(v1::TokenizeRequest message) {
@@ -244,6 +280,21 @@ std::vector<std::string> NodeLabels(const TreeRequest& request) {
     labels.push_back(node.id.empty() ? absl::StrCat(labels.size()) : node.id);
   }
   return labels;
+}
+
+v1::ContinuationScore ToProto(const NodeScored& scored, bool with_tokens,
+                              const Tokenizer& tokenizer) {
+  v1::ContinuationScore score;
+  double sum = 0;
+  for (const TokenLogprob& logprob : scored.logprobs) {
+    sum += logprob.logprob;
+    if (with_tokens) *score.add_logprobs() = ToProto(logprob, tokenizer);
+  }
+  const int count = static_cast<int>(scored.logprobs.size());
+  score.set_sum_logprob(sum);
+  score.set_mean_logprob(count == 0 ? 0 : sum / count);
+  score.set_num_tokens(count);
+  return score;
 }
 
 v1::TokenLogprob ToProto(const TokenLogprob& logprob, const Tokenizer& tokenizer) {

@@ -21,6 +21,16 @@ absl::StatusOr<TreeRequest> TakeTreeRequest(v1::GenerateRequest message);
 // The prompt as the root, the continuations as its scored children, in order.
 absl::StatusOr<TreeRequest> TakeTreeRequest(v1::ScoreRequest message);
 
+// A lone node with the command's content.
+absl::StatusOr<PromptNode> TakePromptNode(v1::AppendTokens message);
+absl::StatusOr<Generation> TakeGeneration(v1::GenerateBranches message);
+// Nodes to be scored, without a parent yet.
+absl::StatusOr<std::vector<PromptNode>> TakeContinuations(
+    google::protobuf::RepeatedPtrField<v1::Continuation>* messages);
+// `with_tokens`: with each token's log-probability.
+v1::ContinuationScore ToProto(const NodeScored& scored, bool with_tokens,
+                              const Tokenizer& tokenizer);
+
 // A lone node with the request's input.
 absl::StatusOr<PromptNode> TakePromptNode(v1::TokenizeRequest message);
 

@@ -60,16 +60,8 @@ void ScoreReactor::Advance(std::unique_lock<std::mutex> lock) {
 
 void ScoreReactor::Add(const NodeScored& scored) {
   ESPALIER_CHECK(scored.node >= 1 && scored.node <= scores_.scores_size());
-  v1::ContinuationScore& score = *scores_.mutable_scores(scored.node - 1);
-  double sum = 0;
-  for (const TokenLogprob& logprob : scored.logprobs) {
-    sum += logprob.logprob;
-    if (return_token_logprobs_) *score.add_logprobs() = ToProto(logprob, engine_->tokenizer());
-  }
-  const int count = static_cast<int>(scored.logprobs.size());
-  score.set_sum_logprob(sum);
-  score.set_mean_logprob(count == 0 ? 0 : sum / count);
-  score.set_num_tokens(count);
+  *scores_.mutable_scores(scored.node - 1) =
+      ToProto(scored, return_token_logprobs_, engine_->tokenizer());
 }
 
 void ScoreReactor::OnCancel() { tree_.Cancel(); }

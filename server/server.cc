@@ -138,6 +138,7 @@ std::string Server::address() const { return JoinHostPort(impl_->options.host, i
 
 void Server::Drain(absl::Duration timeout) {
   impl_->server->GetHealthCheckService()->SetServingStatus(false);
+  impl_->service.EndSessions();
   impl_->engine->Drain(timeout);
   std::this_thread::sleep_for(kLinger);
   impl_->server->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);

@@ -1,6 +1,5 @@
 #include "server/tree_call.h"
 
-#include <atomic>
 #include <string>
 #include <utility>
 #include <variant>
@@ -9,7 +8,6 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "kernels/core/check.h"
 #include "server/log.h"
 
 namespace espalier {
@@ -30,39 +28,8 @@ void LogFinished(const std::string& tree_id, const TreeFinished& finished) {
 
 }  // namespace
 
-// Turns the engine's notices into runs of the handler on the event queue, where at most one run
-// waits a tree. So the queue is as bounded as the number of trees is, and never refuses.
-class TreeCall::Sink final : public OutputSink, public std::enable_shared_from_this<Sink> {
- public:
-  Sink(WorkQueue* queue, std::function<void()> handler)
-      : queue_(queue), handler_(std::move(handler)) {}
-
-  void OnEvents() override {
-    if (posted_.exchange(true)) return;
-    const bool accepted = queue_->TryPost([self = shared_from_this()] { self->Run(); });
-    ESPALIER_CHECK(accepted);
-  }
-
-  void Detach() {
-    std::lock_guard lock(mutex_);
-    handler_ = nullptr;
-  }
-
- private:
-  void Run() {
-    std::lock_guard lock(mutex_);
-    posted_ = false;  // before the handler looks, so that what comes after its look posts again
-    if (handler_) handler_();
-  }
-
-  WorkQueue* const queue_;
-  std::atomic<bool> posted_ = false;
-  std::mutex mutex_;
-  std::function<void()> handler_;
-};
-
 TreeCall::TreeCall(Engine* engine, WorkQueue* event_queue, std::function<void()> on_events)
-    : engine_(engine), sink_(std::make_shared<Sink>(event_queue, std::move(on_events))) {}
+    : engine_(engine), sink_(std::make_shared<EventSink>(event_queue, std::move(on_events))) {}
 
 absl::Status TreeCall::Submit(TreeRequest request) {
   {

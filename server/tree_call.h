@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "engine/engine.h"
+#include "server/event_sink.h"
 #include "server/work_queue.h"
 
 namespace espalier {
@@ -35,10 +36,8 @@ class TreeCall {
   void Detach();
 
  private:
-  class Sink;
-
   Engine* const engine_;
-  const std::shared_ptr<Sink> sink_;
+  const std::shared_ptr<EventSink> sink_;
   std::mutex mutex_;
   bool cancelled_ = false;
   TreeHandle tree_;  // no outbox until Submit returned

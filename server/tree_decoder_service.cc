@@ -11,6 +11,7 @@
 #include "server/generate_reactor.h"
 #include "server/message_io.h"
 #include "server/score_reactor.h"
+#include "server/session_reactor.h"
 #include "server/status.h"
 
 namespace espalier {
@@ -59,7 +60,10 @@ grpc::ServerUnaryReactor* AnswerOn(WorkQueue* queue, grpc::CallbackServerContext
 }  // namespace
 
 TreeDecoderService::TreeDecoderService(Engine* engine, WorkQueue* requests, WorkQueue* events)
-    : engine_(engine), requests_(requests), events_(events) {}
+    : engine_(engine),
+      requests_(requests),
+      events_(events),
+      sessions_(engine->config().limits.max_sessions) {}
 
 template <class Reactor>
 Reactor* TreeDecoderService::Begin(Reactor* reactor, const Bytes* request) {
@@ -72,6 +76,13 @@ Reactor* TreeDecoderService::Begin(Reactor* reactor, const Bytes* request) {
 grpc::ServerWriteReactor<grpc::ByteBuffer>* TreeDecoderService::Generate(Context* context,
                                                                          const Bytes* request) {
   return Begin(new GenerateReactor(engine_, events_, context), request);
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* TreeDecoderService::Session(
+    Context* context) {
+  auto* reactor = new SessionReactor(engine_, requests_, events_, &sessions_, context);
+  reactor->Start();
+  return reactor;
 }
 
 grpc::ServerUnaryReactor* TreeDecoderService::Score(Context* context, const Bytes* request,
@@ -129,6 +140,7 @@ grpc::ServerUnaryReactor* TreeDecoderService::Abort(Context* context, const Byte
   return AnswerNow<v1::AbortRequest, v1::AbortResponse>(
       context, request, response, [this](const v1::AbortRequest& in, v1::AbortResponse*) {
         if (in.tree_id().empty()) return absl::InvalidArgumentError("tree_id: not set");
+        if (sessions_.Abort(in.tree_id()).ok()) return absl::OkStatus();
         return engine_->Cancel(in.tree_id());
       });
 }

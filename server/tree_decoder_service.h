@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "engine/engine.h"
 #include "espalier/v1/tree_decoder.grpc.pb.h"
+#include "server/session_registry.h"
 #include "server/work_queue.h"
 
 namespace espalier {
@@ -21,12 +22,13 @@ namespace internal {
 // Every method in its raw form: message_io.h says why.
 template <class Base>
 using RawTreeDecoder = v1::TreeDecoder::WithRawCallbackMethod_Generate<
-    v1::TreeDecoder::WithRawCallbackMethod_Score<v1::TreeDecoder::WithRawCallbackMethod_Tokenize<
-        v1::TreeDecoder::WithRawCallbackMethod_Detokenize<
-            v1::TreeDecoder::WithRawCallbackMethod_GetModelInfo<
-                v1::TreeDecoder::WithRawCallbackMethod_GetServerStats<
-                    v1::TreeDecoder::WithRawCallbackMethod_DescribeTree<
-                        v1::TreeDecoder::WithRawCallbackMethod_Abort<Base>>>>>>>>;
+    v1::TreeDecoder::WithRawCallbackMethod_Session<v1::TreeDecoder::WithRawCallbackMethod_Score<
+        v1::TreeDecoder::WithRawCallbackMethod_Tokenize<
+            v1::TreeDecoder::WithRawCallbackMethod_Detokenize<
+                v1::TreeDecoder::WithRawCallbackMethod_GetModelInfo<
+                    v1::TreeDecoder::WithRawCallbackMethod_GetServerStats<
+                        v1::TreeDecoder::WithRawCallbackMethod_DescribeTree<
+                            v1::TreeDecoder::WithRawCallbackMethod_Abort<Base>>>>>>>>>;
 
 }  // namespace internal
 
@@ -35,11 +37,15 @@ class TreeDecoderService final : public internal::RawTreeDecoder<v1::TreeDecoder
   // All outlive the service. `events` has no capacity limit: tree_call.h says why.
   TreeDecoderService(Engine* engine, WorkQueue* requests, WorkQueue* events);
 
+  // Ends every session once what it runs is done, and takes no other.
+  void EndSessions() { sessions_.EndAll(); }
+
  private:
   using Context = grpc::CallbackServerContext;
   using Bytes = grpc::ByteBuffer;
 
   grpc::ServerWriteReactor<Bytes>* Generate(Context* context, const Bytes* request) override;
+  grpc::ServerBidiReactor<Bytes, Bytes>* Session(Context* context) override;
   grpc::ServerUnaryReactor* Score(Context* context, const Bytes* request, Bytes* response) override;
   grpc::ServerUnaryReactor* Tokenize(Context* context, const Bytes* request,
                                      Bytes* response) override;
@@ -64,6 +70,7 @@ class TreeDecoderService final : public internal::RawTreeDecoder<v1::TreeDecoder
   Engine* const engine_;
   WorkQueue* const requests_;
   WorkQueue* const events_;
+  SessionRegistry sessions_;
 };
 
 }  // namespace espalier

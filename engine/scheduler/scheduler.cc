@@ -29,7 +29,7 @@ void AddUsage(const Usage& from, Usage* to) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerConfig& config, PagePool* pool, RadixTree* radix)
-    : config_(config), pool_(pool), radix_(radix) {
+    : config_(config), pool_(pool), radix_(radix), pins_(radix) {
   ESPALIER_CHECK(config_.max_batch_tokens > 0);
   ESPALIER_CHECK(config_.max_logits_rows > 0);
   ESPALIER_CHECK(config_.max_live_branches > 0);
@@ -308,6 +308,7 @@ bool Scheduler::HasRoomFor(const LiveTree& live, int64_t tokens) {
     const int64_t available = pool_->num_free() + radix_->num_cached_pages();
     // Every live branch may want a page soon; admitting into that would only preempt it again.
     if (pages + live_branches_ <= available) return true;
+    if (pins_.ReleaseOne()) continue;
     if (!PreemptInferior(live)) return false;
   }
   return true;
@@ -682,6 +683,7 @@ bool Scheduler::PreemptInferior(const LiveTree& live) {
 }
 
 bool Scheduler::PreemptFor(const LiveTree& live, int segment) {
+  if (pins_.ReleaseOne()) return true;
   if (PreemptInferior(live)) return true;
   for (auto it = trees_.rbegin(); it != trees_.rend(); ++it) {
     if (it->get() == &live) return PreemptIn(**it, segment);

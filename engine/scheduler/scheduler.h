@@ -24,6 +24,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "engine/kvcache/pinned_paths.h"
 #include "engine/kvcache/radix_tree.h"
 #include "engine/sampler/sampler.h"
 #include "engine/scheduler/step_batch.h"
@@ -78,6 +79,10 @@ class Scheduler {
 
   // Instead of Commit, when the step failed: ends every tree with `status`.
   void Abandon(const absl::Status& status, absl::Time now);
+
+  // What sessions keep in the cache between their commands. It gives way before any tree is
+  // preempted.
+  PinnedPaths& pins() { return pins_; }
 
   // Hands the events of all calls since the last Emit to the trees' owners.
   void Emit();
@@ -217,6 +222,7 @@ class Scheduler {
   const SchedulerConfig config_;
   PagePool* const pool_;
   RadixTree* const radix_;
+  PinnedPaths pins_;
 
   std::vector<std::unique_ptr<LiveTree>> trees_;  // in rank order
   std::vector<std::unique_ptr<LiveTree>> ended_;  // since the last Emit

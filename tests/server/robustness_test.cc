@@ -35,7 +35,8 @@ class RobustnessTest : public ServerFixture {
 };
 
 constexpr const char* kMethods[] = {"Generate",     "Score",          "Tokenize",     "Detokenize",
-                                    "GetModelInfo", "GetServerStats", "DescribeTree", "Abort"};
+                                    "GetModelInfo", "GetServerStats", "DescribeTree", "Abort",
+                                    "Session"};
 
 TEST_F(RobustnessTest, BytesThatAreNoMessageAreInvalidArguments) {
   Start();

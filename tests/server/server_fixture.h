@@ -76,7 +76,8 @@ class ServerFixture : public testing::Test {
 
   // Nothing is left of the trees that ran: whatever page is not free is cached, none is held.
   void ExpectNothingHeld() {
-    EXPECT_TRUE(Eventually([&] { return Idle(); }));
+    // A session lets go of its pages when its call is over, just after its client hears of that.
+    EXPECT_TRUE(Eventually([&] { return Idle() && engine_->Stats().pages_locked == 0; }));
     const EngineStats stats = engine_->Stats();
     EXPECT_EQ(stats.pages_locked, 0);
     EXPECT_EQ(stats.pages_free + stats.pages_cached + stats.pages_retiring, stats.pages_total);

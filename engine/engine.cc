@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "engine/constraint/constraint_cache.h"
 #include "engine/device_setup.h"
 #include "engine/engine_thread.h"
 #include "engine/executor/executor.h"
@@ -72,9 +73,14 @@ absl::StatusOr<DType> StoredType(Checkpoint& checkpoint) {
 }  // namespace
 
 struct Engine::Impl {
+  // What a request's constraints and choices are in tokens, for `tree`. Sets the max_tokens of
+  // choices.
+  absl::Status PrepareConstraints(TreeRequest* request, std::vector<TreeNode>* tree);
+
   EngineConfig config;
   std::unique_ptr<Checkpoint> checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ConstraintCache> constraints;
   ModelInfo info;
   ModelFacts facts;
   absl::Time started = absl::Now();
@@ -184,6 +190,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
   }
   impl->checkpoint = std::move(checkpoint);
   impl->tokenizer = std::move(tokenizer);
+  impl->constraints = std::make_unique<ConstraintCache>(impl->tokenizer.get());
   impl->thread = std::make_unique<EngineThread>(
       SchedulerConfig{.sharing = config.sharing,
                       .page_size = config.page_size,
@@ -196,6 +203,36 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
+absl::Status Engine::Impl::PrepareConstraints(TreeRequest* request, std::vector<TreeNode>* tree) {
+  for (size_t i = 0; i < request->nodes.size(); ++i) {
+    std::optional<Generation>& generation = request->nodes[i].generation;
+    if (!generation) continue;
+    if (!generation->regex.empty()) {
+      auto constraint = constraints->Get(generation->regex);
+      if (!constraint.ok()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("nodes[", i, "].generation.regex: ", constraint.status().message()));
+      }
+      (*tree)[i].constraint = *std::move(constraint);
+    }
+    if (const auto* choices = std::get_if<Choices>(&generation->search)) {
+      size_t longest = 0;
+      for (size_t c = 0; c < choices->texts.size(); ++c) {
+        std::vector<int32_t> ids = tokenizer->Encode(choices->texts[c], false);
+        if (ids.empty()) {
+          return absl::InvalidArgumentError(
+              absl::StrCat("nodes[", i, "].generation.choices.texts[", c,
+                           "] comes to 0 tokens; must be at least 1"));
+        }
+        longest = std::max(longest, ids.size());
+        (*tree)[i].choices.push_back(std::move(ids));
+      }
+      generation->max_tokens = static_cast<int>(longest);
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<TreeHandle> Engine::Submit(TreeRequest request, std::shared_ptr<OutputSink> sink) {
   const Limits& limits = impl_->config.limits;
   absl::Status valid = ValidateTree(request, impl_->facts, limits);
@@ -203,6 +240,10 @@ absl::StatusOr<TreeHandle> Engine::Submit(TreeRequest request, std::shared_ptr<O
   absl::StatusOr<std::vector<std::vector<int32_t>>> tokens =
       TokenizeTree(request, *impl_->tokenizer);
   if (!tokens.ok()) return tokens.status();
+  std::vector<TreeNode> tree(request.nodes.size());
+  if (absl::Status status = impl_->PrepareConstraints(&request, &tree); !status.ok()) {
+    return status;
+  }
   std::vector<int> lengths;
   for (const std::vector<int32_t>& ids : *tokens) lengths.push_back(static_cast<int>(ids.size()));
   absl::StatusOr<TreeExpansion> expansion = ExpandTree(request, lengths, impl_->facts, limits);
@@ -214,7 +255,7 @@ absl::StatusOr<TreeHandle> Engine::Submit(TreeRequest request, std::shared_ptr<O
       .priority = request.priority,
       .seed = request.seed ? *request.seed : RandomWord(),
       .deadline = request.deadline,
-      .nodes = std::vector<TreeNode>(request.nodes.size()),
+      .nodes = std::move(tree),
       .outbox = std::make_shared<Outbox>(impl_->config.outbox_capacity, std::move(sink)),
       .tokenizer = impl_->tokenizer.get(),
       .submitted = absl::Now()};

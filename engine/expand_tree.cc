@@ -46,6 +46,9 @@ absl::StatusOr<int> EffectiveMaxTokens(int index, const Generation& g, int64_t p
 
 int64_t BranchesAlive(const Generation& generation) {
   if (const auto* beam = std::get_if<BeamSearch>(&generation.search)) return beam->width;
+  if (const auto* choices = std::get_if<Choices>(&generation.search)) {
+    return static_cast<int64_t>(choices->texts.size());
+  }
   return generation.n;
 }
 
@@ -53,6 +56,7 @@ int64_t BranchesKept(const Generation& generation) {
   if (const auto* best = std::get_if<BestOfN>(&generation.search)) return best->keep;
   if (const auto* beam = std::get_if<BeamSearch>(&generation.search)) return beam->num_return;
   if (std::holds_alternative<MajorityVote>(generation.search)) return 1;
+  if (std::holds_alternative<Choices>(generation.search)) return 1;
   return generation.n;
 }
 

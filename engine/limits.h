@@ -16,6 +16,8 @@ struct Limits {
   int max_width = 1024;         // branches a tree can have alive at once
   int max_n = 256;              // Generation.n
   int max_pattern_bytes = 512;  // MajorityVote.answer_pattern
+  int max_regex_bytes = 4096;   // Generation.regex
+  int max_choices = 256;        // Choices.texts
   int max_beam_width = 16;      // BeamSearch.width
   // Candidates that a beam's hypothesis offers: width plus tokens that end it.
   int max_beam_candidates = 32;
@@ -30,7 +32,7 @@ struct Limits {
   int max_messages = 1024;           // chat messages a node
   int max_waiting_trees = 1024;      // inbox and queue; more: RESOURCE_EXHAUSTED
   int max_sessions = 256;            // open at once
-  SessionLimits session;
+  SessionLimits session = {};
   // How long an idle session keeps its KV from eviction, at most.
   absl::Duration session_idle_timeout = absl::Minutes(5);
 };

@@ -51,6 +51,12 @@ struct BeamSearch {
   EarlyStopping early_stopping = EarlyStopping::kHeuristic;
 };
 
+// Keeps the most likely of given texts; each is a branch.
+struct Choices {
+  std::vector<std::string> texts;
+  BranchScore score = BranchScore::kCumulativeLogprob;
+};
+
 struct Generation {
   int n = 1;
   SamplingParams sampling;
@@ -64,7 +70,8 @@ struct Generation {
   // Unset: none. 0: of the chosen token. k: also of the k most likely.
   std::optional<int> logprobs;
   // Which branches live on; std::monostate: all n, independent of each other.
-  std::variant<std::monostate, BestOfN, BeamSearch, MajorityVote> search;
+  std::variant<std::monostate, BestOfN, BeamSearch, MajorityVote, Choices> search;
+  std::string regex;        // that the whole text matches; empty: none
   bool speculative = true;  // drafts may be verified, where the engine makes any
 };
 

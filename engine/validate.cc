@@ -116,6 +116,23 @@ absl::Status CheckBestOfN(int node, const Generation& g, const BestOfN& best) {
   return absl::OkStatus();
 }
 
+// What draws, or changes the logits, or cuts the text, and is set. Empty: nothing.
+absl::string_view ChangedSampling(const Generation& g) {
+  const SamplingParams& s = g.sampling;
+  const SamplingParams unset;
+  if (s.temperature != unset.temperature) return "temperature";
+  if (s.top_k > 0) return "top_k";
+  if (s.top_p != unset.top_p) return "top_p";
+  if (s.min_p != unset.min_p) return "min_p";
+  if (s.repetition_penalty != unset.repetition_penalty) return "repetition_penalty";
+  if (s.frequency_penalty != unset.frequency_penalty) return "frequency_penalty";
+  if (s.presence_penalty != unset.presence_penalty) return "presence_penalty";
+  if (!s.logit_bias.empty()) return "logit_bias";
+  if (!g.stop.empty()) return "stop";
+  if (g.n != 1) return "n";
+  return "";
+}
+
 // Beam search chooses by raw log-probabilities: what would change them, or draw, is refused.
 absl::Status CheckBeamSearch(int node, const Generation& g, const BeamSearch& beam,
                              const ModelFacts& model, const Limits& limits) {
@@ -136,19 +153,7 @@ absl::Status CheckBeamSearch(int node, const Generation& g, const BeamSearch& be
                   std::max(limits.max_beam_candidates - stops, 0), " with ", stops,
                   " tokens that end a branch");
   }
-  const SamplingParams& s = g.sampling;
-  const SamplingParams unset;
-  absl::string_view changed;
-  if (s.temperature != unset.temperature) changed = "temperature";
-  if (s.top_k > 0) changed = "top_k";
-  if (s.top_p != unset.top_p) changed = "top_p";
-  if (s.min_p != unset.min_p) changed = "min_p";
-  if (s.repetition_penalty != unset.repetition_penalty) changed = "repetition_penalty";
-  if (s.frequency_penalty != unset.frequency_penalty) changed = "frequency_penalty";
-  if (s.presence_penalty != unset.presence_penalty) changed = "presence_penalty";
-  if (!s.logit_bias.empty()) changed = "logit_bias";
-  if (!g.stop.empty()) changed = "stop";
-  if (g.n != 1) changed = "n";
+  const absl::string_view changed = ChangedSampling(g);
   if (changed.empty()) return absl::OkStatus();
   return Refuse(node, absl::StrCat("generation.", changed), "set", "unset with beam_search");
 }
@@ -169,6 +174,53 @@ absl::Status CheckMajorityVote(int node, const MajorityVote& vote, const Limits&
                 "a regular expression of RE2: ", compiled.status().message());
 }
 
+// A choice's tokens are given: what would choose, bend or end them is refused.
+absl::Status CheckChoices(int node, const Generation& g, const Choices& choices,
+                          const Limits& limits) {
+  absl::string_view changed = ChangedSampling(g);
+  if (g.max_tokens) changed = "max_tokens";
+  if (g.min_tokens != 0) changed = "min_tokens";
+  if (!g.stop_token_ids.empty()) changed = "stop_token_ids";
+  if (!g.regex.empty()) changed = "regex";
+  if (!changed.empty()) {
+    return Refuse(node, absl::StrCat("generation.", changed), "set", "unset with choices");
+  }
+  constexpr absl::string_view kField = "generation.choices.texts";
+  if (choices.texts.empty()) {
+    return Refuse(node, kField, "0 entries", "at least 1");
+  }
+  absl::Status status = CheckCount(node, kField, choices.texts.size(), limits.max_choices);
+  if (!status.ok()) return status;
+  size_t bytes = 0;
+  for (size_t i = 0; i < choices.texts.size(); ++i) {
+    if (!IsValidUtf8(choices.texts[i])) {
+      return CheckEchoed(absl::StrCat("nodes[", node, "].", kField, "[", i, "]"), choices.texts[i]);
+    }
+    bytes += choices.texts[i].size();
+  }
+  if (bytes <= limits.max_text_bytes) return absl::OkStatus();
+  return Refuse(node, kField, absl::StrCat(bytes, " bytes together"), "at most ",
+                limits.max_text_bytes);
+}
+
+// That it can be compiled is found out by doing so.
+absl::Status CheckRegex(int node, const Generation& g, const Limits& limits) {
+  if (g.regex.empty()) return absl::OkStatus();
+  constexpr absl::string_view kField = "generation.regex";
+  if (g.regex.size() > static_cast<size_t>(limits.max_regex_bytes)) {
+    return Refuse(node, kField, absl::StrCat(g.regex.size(), " bytes"), "at most ",
+                  limits.max_regex_bytes);
+  }
+  if (!IsValidUtf8(g.regex)) {
+    return CheckEchoed(absl::StrCat("nodes[", node, "].", kField), g.regex);
+  }
+  if (std::holds_alternative<BeamSearch>(g.search)) {
+    return Refuse(node, kField, "set", "unset with beam_search");
+  }
+  if (g.ignore_eos) return Refuse(node, "generation.ignore_eos", "set", "unset with regex");
+  return absl::OkStatus();
+}
+
 absl::Status CheckSearch(int node, const Generation& g, const ModelFacts& model,
                          const Limits& limits) {
   if (const auto* best = std::get_if<BestOfN>(&g.search)) return CheckBestOfN(node, g, *best);
@@ -177,6 +229,9 @@ absl::Status CheckSearch(int node, const Generation& g, const ModelFacts& model,
   }
   if (const auto* vote = std::get_if<MajorityVote>(&g.search)) {
     return CheckMajorityVote(node, *vote, limits);
+  }
+  if (const auto* choices = std::get_if<Choices>(&g.search)) {
+    return CheckChoices(node, g, *choices, limits);
   }
   return absl::OkStatus();
 }
@@ -201,6 +256,7 @@ absl::Status CheckGeneration(int node, const Generation& g, const ModelFacts& mo
   absl::Status status = CheckSampling(node, g.sampling, model, limits);
   status.Update(CheckStops(node, g, model, limits));
   status.Update(CheckSearch(node, g, model, limits));
+  status.Update(CheckRegex(node, g, limits));
   return status;
 }
 

@@ -59,6 +59,9 @@ absl::Status CheckEnums(size_t index, const v1::Generation& message) {
   if (!v1::BestOfN::Score_IsValid(message.best_of_n().score())) {
     return unknown("best_of_n.score", message.best_of_n().score());
   }
+  if (!v1::BestOfN::Score_IsValid(message.choices().score())) {
+    return unknown("choices.score", message.choices().score());
+  }
   const int early_stopping = message.beam_search().early_stopping();
   if (!v1::BeamSearch::EarlyStopping_IsValid(early_stopping)) {
     return unknown("beam_search.early_stopping", early_stopping);
@@ -106,9 +109,20 @@ Generation TakeGeneration(v1::Generation* message) {
       generation.search = MajorityVote{
           .answer_pattern = std::move(*message->mutable_majority_vote()->mutable_answer_pattern())};
       break;
+    case v1::Generation::kChoices: {
+      Choices& choices = generation.search.emplace<Choices>();
+      for (std::string& text : *message->mutable_choices()->mutable_texts()) {
+        choices.texts.push_back(std::move(text));
+      }
+      if (message->choices().score() == v1::BestOfN::SCORE_MEAN_LOGPROB) {
+        choices.score = BranchScore::kMeanLogprob;
+      }
+      break;
+    }
     case v1::Generation::SEARCH_NOT_SET:
       break;
   }
+  generation.regex = std::move(*message->mutable_regex());
   return generation;
 }
 

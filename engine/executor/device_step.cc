@@ -66,6 +66,12 @@ bool DeviceStep::UploadRequests(const StepBatch& batch) {
       continue;
     }
     const DecodeTree::SampleRequest from = task.tree->NextSample(task.segment, task.drafted);
+    request.top_logprobs = from.top_logprobs;
+    if (from.forced) {
+      request.score_token = *from.forced;
+      requests_.push_back(std::move(request));
+      continue;
+    }
     const SamplingParams& params = *from.params;
     request.temperature = params.temperature;
     request.min_p = params.min_p;
@@ -75,9 +81,9 @@ bool DeviceStep::UploadRequests(const StepBatch& batch) {
     request.frequency_penalty = params.frequency_penalty;
     request.presence_penalty = params.presence_penalty;
     request.uniform = from.uniform;
-    request.top_logprobs = from.top_logprobs;
     request.logit_bias = params.logit_bias;
     request.banned = from.banned;
+    request.allowed = from.allowed;
     if (from.history != nullptr && HasPenalty(params)) {
       for (const auto& tokens : from.history->prompts()) request.prompt_tokens.push_back(*tokens);
       request.generated = from.history->generated();

@@ -108,10 +108,15 @@ void Executor::DrawSamples(const StepBatch& batch, std::span<const float> logits
       return;
     }
     const DecodeTree::SampleRequest request = task.tree->NextSample(task.segment, task.drafted);
+    if (request.forced) {
+      samples_[i] = sampler.Score(row, *request.forced, request.top_logprobs);
+      return;
+    }
     samples_[i] = sampler.Run({.logits = row,
                                .params = request.params,
                                .history = request.history,
                                .banned = request.banned,
+                               .allowed = request.allowed,
                                .uniform = request.uniform,
                                .top_logprobs = request.top_logprobs});
   });

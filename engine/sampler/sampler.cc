@@ -33,7 +33,8 @@ Sample Sampler::Run(const SampleInput& input) {
   std::span<const float> logits = input.logits;
   int32_t best = raw.argmax;
   float max = raw.max;
-  if (!params.logit_bias.empty() || !input.banned.empty() || HasPenalty(params)) {
+  if (!params.logit_bias.empty() || !input.banned.empty() || !input.allowed.empty() ||
+      HasPenalty(params)) {
     Process(input);
     logits = processed_;
     const RowSummary processed = Summarize(logits);
@@ -73,6 +74,12 @@ void Sampler::Process(const SampleInput& input) {
   };
   for (const auto& [token, bias] : input.params->logit_bias) logit(token) += bias;
   for (int32_t token : input.banned) logit(token) = kNegInf;
+  if (!input.allowed.empty()) {
+    ESPALIER_CHECK(input.allowed.size() * 64 >= processed_.size());
+    for (size_t i = 0; i < processed_.size(); ++i) {
+      if ((input.allowed[i / 64] >> (i % 64) & 1) == 0) processed_[i] = kNegInf;
+    }
+  }
   if (HasPenalty(*input.params)) {
     ESPALIER_CHECK(input.history != nullptr);
     ApplyPenalties(*input.params, *input.history);

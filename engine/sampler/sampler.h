@@ -4,7 +4,7 @@
 // Order, as in vLLM's V1 sampler (docs, "Logits processing") with Hugging Face transformers'
 // definitions of the single steps; README.md beside this file says each in a formula:
 //   1. log-probabilities, of the raw logits
-//   2. logit bias, then banned tokens
+//   2. logit bias, then banned tokens and those that are not allowed
 //   3. repetition penalty (whole path), then frequency and presence penalty (generated tokens)
 //   4. temperature below 1e-5: the most likely token; of equal ones the lowest id
 //   5. else: temperature, min-p, top-k, top-p, each on what the one before left
@@ -37,9 +37,12 @@ struct SampleInput {
   std::span<const float> logits;  // [vocab]; -inf: masked
   const SamplingParams* params = nullptr;
   const TokenHistory* history = nullptr;  // may be null when no penalty is set
-  std::span<const int32_t> banned;  // tokens that may not be chosen (min_tokens: eos and stops)
-  double uniform = 0;               // in [0, 1)
-  int top_logprobs = -1;            // -1: no log-probabilities beyond the chosen token's
+  std::span<const int32_t> banned =
+      {};  // tokens that may not be chosen (min_tokens: eos and stops)
+  // Bit token % 64 of word token / 64 is set where the token may be chosen. Empty: all may.
+  std::span<const uint64_t> allowed = {};
+  double uniform = 0;     // in [0, 1)
+  int top_logprobs = -1;  // -1: no log-probabilities beyond the chosen token's
 };
 
 struct Sample {

@@ -24,6 +24,8 @@ DecodeTree::DecodeTree(DecodeTreeInit init)
     policies_[i] = MakePolicy(*g, static_cast<int>(stops.size()));
     // Nothing is drawn where the policy chooses.
     if (policies_[i] != nullptr && policies_[i]->num_candidates() > 0) g->sampling.temperature = 0;
+    // Text holds no special token, but some tokenizers end with a plain one.
+    if (!init_.nodes[i].choices.empty()) g->ignore_eos = true;
     if (g->min_tokens > 0) banned_[i] = stops;
     if (policies_[i] != nullptr) stop_tokens_[i] = std::move(stops);
   }
@@ -104,6 +106,10 @@ int DecodeTree::AddBranch(int prompt, int sample) {
     if (sample == 0) of_prompt.AddPrompt(PathTokens(prompt));
     s.history = of_prompt;
   }
+  if (const TokenConstraint* constraint = init_.nodes[node_index].constraint.get()) {
+    s.constraint_state = constraint->initial();
+    s.allowed = constraint->Mask(s.constraint_state);
+  }
   if (PolicyOf(s) != nullptr) {
     s.search = prompt;
     segments_[prompt].undecided.push_back(index);
@@ -118,12 +124,16 @@ DecodeTree::SampleRequest DecodeTree::NextSample(int branch, int ahead) const {
   const int count = s.search_tokens + ahead;
   const BranchPolicy* policy = PolicyOf(s);
   const int candidates = policy != nullptr ? policy->num_candidates() : 0;
+  const std::vector<std::vector<int32_t>>& choices = node(s).choices;
   return {.params = &g.sampling,
           .history = HasPenalty(g.sampling) ? &s.history : nullptr,
           // Where the policy chooses, it is told what it may not.
           .banned = count < g.min_tokens && candidates == 0
                         ? std::span<const int32_t>(banned_[s.node])
                         : std::span<const int32_t>(),
+          .allowed = s.allowed != nullptr ? std::span<const uint64_t>(*s.allowed)
+                                          : std::span<const uint64_t>(),
+          .forced = choices.empty() ? std::nullopt : std::optional(choices[s.sample][count]),
           .uniform = BranchUniform(s.seed, count),
           .top_logprobs = std::max(g.logprobs.value_or(-1), candidates > 0 ? candidates : -1)};
 }
@@ -131,7 +141,7 @@ DecodeTree::SampleRequest DecodeTree::NextSample(int branch, int ahead) const {
 int DecodeTree::MaxDraft(int branch) const {
   const Segment& s = segments_[branch];
   const Generation& g = *node(s).generation;
-  if (!g.speculative || s.search >= 0 || HasPenalty(g.sampling)) return 0;
+  if (!g.speculative || s.search >= 0 || s.allowed != nullptr || HasPenalty(g.sampling)) return 0;
   return node(s).max_tokens - s.search_tokens - 1;
 }
 
@@ -205,6 +215,7 @@ bool DecodeTree::TakeToken(Segment& s, TokenLogprob token) {
   const int count = ++s.search_tokens;
   const TextStream::Output out = s.text->Push(token.token, count >= g.min_tokens);
   s.logprobs.push_back(std::move(token));
+  const Outlook outlook = AdvanceConstraint(s);
   if (out.stop_index >= 0) {
     for (size_t i = out.kept_tokens; i < s.logprobs.size(); ++i) {
       s.search_logprob -= s.logprobs[i].logprob;
@@ -216,14 +227,30 @@ bool DecodeTree::TakeToken(Segment& s, TokenLogprob token) {
     EndBranch(s, FinishReason::kStop, g.stop[out.stop_index]);
     return true;
   }
-  if (count >= node(s).max_tokens) {
+  if (outlook != Outlook::kOpen || count >= node(s).max_tokens) {
     const TextStream::Output rest = s.text->Finish();
     Release(s, out.text + rest.text, static_cast<int>(s.generated.size()));
-    EndBranch(s, FinishReason::kLength, "");
+    EndBranch(s,
+              outlook == Outlook::kComplete ? FinishReason::kStop
+              : outlook == Outlook::kStuck  ? FinishReason::kError
+                                            : FinishReason::kLength,
+              "");
     return true;
   }
   Release(s, out.text, out.tokens_released);
   return false;
+}
+
+DecodeTree::Outlook DecodeTree::AdvanceConstraint(Segment& s) {
+  const TreeNode& n = node(s);
+  if (!n.choices.empty()) {
+    return s.generated.size() < n.choices[s.sample].size() ? Outlook::kOpen : Outlook::kComplete;
+  }
+  if (n.constraint == nullptr) return Outlook::kOpen;
+  s.constraint_state = n.constraint->Advance(s.constraint_state, s.generated.back());
+  if (n.constraint->complete(s.constraint_state)) return Outlook::kComplete;
+  s.allowed = n.constraint->Mask(s.constraint_state);
+  return n.constraint->stuck(s.constraint_state) ? Outlook::kStuck : Outlook::kOpen;
 }
 
 bool DecodeTree::AcceptScore(int score, const Sample& sample) {

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "engine/constraint/token_constraint.h"
 #include "engine/event.h"
 #include "engine/outbox.h"
 #include "engine/request.h"
@@ -34,7 +35,9 @@ struct TreeNode {
   std::vector<int> children;
   std::vector<int32_t> tokens;
   std::optional<Generation> generation;
-  int max_tokens = 0;  // effective; 0 without a generation
+  int max_tokens = 0;                                 // effective; 0 without a generation
+  std::shared_ptr<const TokenConstraint> constraint;  // null: any text
+  std::vector<std::vector<int32_t>> choices;          // [branches] tokens, of Choices
   bool score = false;
 };
 
@@ -84,8 +87,10 @@ struct Segment {
   uint64_t seed = 0;
   bool started = false;  // its client knows of it
   std::vector<int32_t> generated;
-  std::vector<TokenLogprob> logprobs;  // one a generated token
-  int sent = 0;                        // generated tokens that the client has
+  std::vector<TokenLogprob> logprobs;        // one a generated token
+  int sent = 0;                              // generated tokens that the client has
+  int constraint_state = 0;                  // where a constraint is set
+  std::shared_ptr<const TokenMask> allowed;  // next tokens there; null: all
   std::unique_ptr<TextStream> text;
   // Under a search policy.
   int search = -1;            // the prompt segment that the search began at; -1: no policy
@@ -137,6 +142,8 @@ class DecodeTree {
     const SamplingParams* params;
     const TokenHistory* history;  // null: no penalty is set
     std::span<const int32_t> banned;
+    std::span<const uint64_t> allowed;  // TokenMask; empty: all
+    std::optional<int32_t> forced;      // nothing is drawn: the next token is given
     double uniform;
     int top_logprobs;
   };
@@ -174,6 +181,9 @@ class DecodeTree {
   void Release(Segment& s, const std::string& text, int released);
   void Announce(Segment& s, absl::Time now);
   bool TakeToken(Segment& s, TokenLogprob token);
+  // What the branch's last token leaves of its constraint or choice.
+  enum class Outlook { kOpen, kComplete, kStuck };
+  Outlook AdvanceConstraint(Segment& s);
   void EndBranch(Segment& s, FinishReason reason, std::string stop_reason);
   void Report(const Segment& s, FinishReason reason, std::optional<double> score,
               std::optional<double> threshold, std::optional<int> rank);

@@ -32,6 +32,7 @@ struct DeviceSampleRequest {
   int top_logprobs = -1;
   std::span<const std::pair<int32_t, float>> logit_bias;
   std::span<const int32_t> banned;
+  std::span<const uint64_t> allowed;                    // of engine/sampler/sampler.h; empty: all
   std::vector<std::span<const int32_t>> prompt_tokens;  // distinct tokens of each prompt, ascending
   std::span<const TokenCount> generated;                // by token, ascending
 };

@@ -23,7 +23,7 @@ bool HasPenalty(const DeviceSampleRequest& r) {
 }
 
 bool IsProcessed(const DeviceSampleRequest& r) {
-  return !r.logit_bias.empty() || !r.banned.empty() || HasPenalty(r);
+  return !r.logit_bias.empty() || !r.banned.empty() || !r.allowed.empty() || HasPenalty(r);
 }
 
 // Only the repetition penalty looks at the prompts.
@@ -69,6 +69,7 @@ size_t StepPacker::Measure(std::span<const DeviceSampleRequest> requests) {
   size_t words = kWords<StepHeader> + requests.size() * kWords<Request>;
   for (const DeviceSampleRequest& r : requests) {
     AddShared(r.logit_bias);
+    AddShared(r.allowed);
     for (const std::span<const int32_t> prompt : PromptsOf(r)) AddShared(prompt);
     words += r.banned.size() + 2 * GeneratedOf(r).size() + kWords<List> * PromptsOf(r).size();
   }
@@ -118,6 +119,7 @@ Request StepPacker::PackRequest(const DeviceSampleRequest& r) {
   packed.processed = IsProcessed(r);
   packed.bias = FindShared(r.logit_bias);
   packed.banned = Append(r.banned);
+  packed.allowed = FindShared(r.allowed);
   packed.generated = Append(GeneratedOf(r));
   packed.prompts = {static_cast<int32_t>(end_), static_cast<int32_t>(PromptsOf(r).size())};
   for (const std::span<const int32_t> prompt : PromptsOf(r)) {

@@ -20,7 +20,8 @@ class StepPacker {
   void Pack(std::span<const DeviceSampleRequest> requests, int32_t* step);
 
  private:
-  // A prompt's tokens, or biases: branches of one tree share them, and the step holds them once.
+  // A prompt's tokens, biases or allowed tokens: branches of one tree share them, and the step
+  // holds them once.
   struct SharedList {
     const void* data;
     size_t words;

@@ -65,6 +65,15 @@ __device__ void ApplyPenalties(const Slice<kThreads>& slice, const Request& requ
   }
 }
 
+// `words`: a bit a token of the vocabulary.
+template <int kThreads>
+__device__ void MaskOthers(const Slice<kThreads>& slice, const int32_t* words) {
+  const int32_t* const own = words + slice.first_token() / 32;
+  for (int i = threadIdx.x; i < slice.size; i += kThreads) {
+    if ((static_cast<uint32_t>(own[i / 32]) >> (i % 32) & 1) == 0) slice.values[i] = -kInfinity;
+  }
+}
+
 template <int kThreads>
 __device__ void Process(const Slice<kThreads>& slice, const Request& request,
                         const int32_t* words) {
@@ -74,6 +83,7 @@ __device__ void Process(const Slice<kThreads>& slice, const Request& request,
     const int index = slice.IndexOf(words[request.banned.begin + i]);
     if (index >= 0) slice.values[index] = -kInfinity;
   }
+  if (request.allowed.count > 0) MaskOthers(slice, words + request.allowed.begin);
   __syncthreads();
   ApplyPenalties(slice, request, words);
   __syncthreads();

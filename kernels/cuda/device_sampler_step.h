@@ -32,9 +32,10 @@ struct alignas(16) Request {
   int32_t top_k;
   int32_t top_logprobs;
   int32_t greedy;     // 1: the most likely token
-  int32_t processed;  // 1: bias, bans or penalties change the logits
+  int32_t processed;  // 1: bias, bans, masks or penalties change the logits
   List bias;          // (token, bits of a float)
   List banned;        // token
+  List allowed;       // 64 bits of tokens that may be chosen; empty: all may
   List prompts;       // List of tokens
   List generated;     // (token, times)
 };

@@ -174,6 +174,18 @@ TEST(ConvertRequestTest, SearchPoliciesArrive) {
   EXPECT_EQ(beam.early_stopping, EarlyStopping::kAlways);
 }
 
+TEST(ConvertRequestTest, ConstraintsArrive) {
+  const Generation g = *FromRequestText(
+                            "root { text: 'x' generation { regex: 'a+' choices { texts: 'b' texts: "
+                            "'c' score: SCORE_MEAN_LOGPROB } } }")
+                            .nodes[0]
+                            .generation;
+  EXPECT_EQ(g.regex, "a+");
+  const Choices choices = std::get<Choices>(g.search);
+  EXPECT_EQ(choices.texts, (std::vector<std::string>{"b", "c"}));
+  EXPECT_EQ(choices.score, BranchScore::kMeanLogprob);
+}
+
 TEST(ConvertRequestTest, RefusesUnknownEnumValues) {
   v1::GenerateRequest request;
   v1::Generation& generation = *request.mutable_root()->mutable_generation();

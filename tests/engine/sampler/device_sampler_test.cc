@@ -35,6 +35,7 @@ struct Case {
   SamplingParams params;
   TokenHistory history;
   std::vector<int32_t> banned;
+  std::shared_ptr<const std::vector<uint64_t>> allowed;
   double uniform = 0;
   bool uniform_is_special = false;  // where rounding is likely to decide
   int top_logprobs = -1;
@@ -46,9 +47,9 @@ struct Case {
         << ", top_p " << params.top_p << ", min_p " << params.min_p << ", penalties "
         << params.repetition_penalty << " " << params.frequency_penalty << " "
         << params.presence_penalty << ", " << params.logit_bias.size() << " biases, "
-        << banned.size() << " banned, " << history.prompts().size() << " prompts, "
-        << history.generated().size() << " generated, top " << top_logprobs << ", score "
-        << score_token.value_or(-1);
+        << banned.size() << " banned, " << (allowed ? "a mask, " : "") << history.prompts().size()
+        << " prompts, " << history.generated().size() << " generated, top " << top_logprobs
+        << ", score " << score_token.value_or(-1);
     out.precision(17);
     out << ", uniform " << uniform;
     return out.str();
@@ -57,12 +58,14 @@ struct Case {
 
 Sample OnCpu(Sampler& sampler, std::span<const float> logits, const Case& c) {
   if (c.score_token) return sampler.Score(logits, *c.score_token, c.top_logprobs);
-  return sampler.Run({.logits = logits,
-                      .params = &c.params,
-                      .history = &c.history,
-                      .banned = c.banned,
-                      .uniform = c.uniform,
-                      .top_logprobs = c.top_logprobs});
+  return sampler.Run(
+      {.logits = logits,
+       .params = &c.params,
+       .history = &c.history,
+       .banned = c.banned,
+       .allowed = c.allowed ? std::span<const uint64_t>(*c.allowed) : std::span<const uint64_t>(),
+       .uniform = c.uniform,
+       .top_logprobs = c.top_logprobs});
 }
 
 DeviceSampleRequest ForDevice(const Case& c) {
@@ -80,6 +83,7 @@ DeviceSampleRequest ForDevice(const Case& c) {
   request.top_logprobs = c.top_logprobs;
   request.logit_bias = c.params.logit_bias;
   request.banned = c.banned;
+  if (c.allowed) request.allowed = *c.allowed;
   for (const auto& prompt : c.history.prompts()) request.prompt_tokens.push_back(*prompt);
   request.generated = c.history.generated();
   return request;
@@ -181,6 +185,16 @@ Case RandomCase(int rows, int vocab, Random& random) {
     c.banned.resize(vocab);
     std::iota(c.banned.begin(), c.banned.end(), 0);
   }
+  if (random.Below(4) == 0) {
+    // Few, about half, or nearly all tokens.
+    const int share = random.Pick({1, 32, 63});
+    auto mask = std::make_shared<std::vector<uint64_t>>((vocab + 63) / 64);
+    for (int token = 0; token < vocab; ++token) {
+      const bool bit = random.Below(64) < share;
+      (*mask)[token / 64] |= uint64_t{bit} << (token % 64);
+    }
+    c.allowed = std::move(mask);
+  }
   c.history = RandomHistory(vocab, random);
   c.uniform_is_special = random.Below(10) == 0;
   c.uniform = c.uniform_is_special ? random.Pick({0.0, 0.5, 1 - 0x1p-53}) : random.Uniform();
@@ -243,8 +257,12 @@ bool IsAtABorder(const DeviceSample& device, Sampler& cpu, std::span<const float
     history.on_path.insert(count.token);
     history.generated[count.token] = count.times;
   }
+  std::vector<int32_t> banned = c.banned;
+  for (int32_t token = 0; c.allowed && token < static_cast<int32_t>(logits.size()); ++token) {
+    if (((*c.allowed)[token / 64] >> (token % 64) & 1) == 0) banned.push_back(token);
+  }
   const std::vector<double> probabilities =
-      ReferenceFilter(ReferenceLogits(logits, c.params, history, c.banned), c.params).probabilities;
+      ReferenceFilter(ReferenceLogits(logits, c.params, history, banned), c.params).probabilities;
   double below = 0;
   for (int32_t token = 0; token < device.token; ++token) below += probabilities[token];
   const double share = probabilities[device.token];

@@ -419,6 +419,39 @@ TEST_F(SamplerEdgeTest, MaskedAndBannedTokensAreNeverChosen) {
   EXPECT_EQ(Run().token, 4);
 }
 
+TEST(SamplerTest, AMaskIsABanOfTheOthers) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  std::mt19937_64 rng(seed);
+  for (int round = 0; round < 200; ++round) {
+    const int vocab = 1 + static_cast<int>(rng() % 300);
+    std::vector<float> logits(vocab);
+    for (float& logit : logits) logit = static_cast<float>(rng() % 1000) / 100;
+    std::vector<uint64_t> allowed((vocab + 63) / 64);
+    std::vector<int32_t> banned;
+    for (int32_t token = 0; token < vocab; ++token) {
+      if (rng() % 3 == 0) {
+        allowed[token / 64] |= uint64_t{1} << (token % 64);
+      } else {
+        banned.push_back(token);
+      }
+    }
+    SamplingParams params;
+    params.temperature = static_cast<float>(round % 3);
+    params.top_k = round % 5;
+    const double uniform = static_cast<double>(rng() >> 11) * 0x1p-53;
+    Sampler sampler;
+    const Sample masked =
+        sampler.Run({.logits = logits, .params = &params, .allowed = allowed, .uniform = uniform});
+    const Sample expected =
+        sampler.Run({.logits = logits, .params = &params, .banned = banned, .uniform = uniform});
+    ASSERT_EQ(masked.finite, expected.finite);
+    if (!masked.finite) continue;
+    ASSERT_EQ(masked.token, expected.token);
+    ASSERT_EQ(masked.logprob, expected.logprob);
+  }
+}
+
 TEST_F(SamplerEdgeTest, NothingLeftIsNotFinite) {
   for (float temperature : {0.0f, 1.0f}) {
     params_.temperature = temperature;

@@ -70,7 +70,7 @@ TEST_F(SessionTest, GrowsATreeWhoseBranchesEqualFreshRequests) {
     ASSERT_EQ(fresh.branches.size(), 1u);
     EXPECT_EQ(client.generated[branch.run_branch_id()], fresh.branches.at(0).token_ids);
   }
-  EXPECT_GT(engine_->Stats().pages_locked, 0);
+  EXPECT_TRUE(Eventually([&] { return engine_->Stats().pages_locked > 0; }));
   const auto scored =
       client.Run("score { branch_id: 1 continuations { text: 'a' } continuations { text: 'bc' } }");
   ASSERT_TRUE(scored.has_done()) << scored.failed().message();
@@ -142,9 +142,9 @@ TEST_F(SessionTest, WhatRunsTakesAnIdleSessionsKvWhenPagesAreScarce) {
   const std::string generate = std::string("generate { branch_ids: 0 ") + kGreedy + "}";
   ASSERT_TRUE(client.Run(generate).has_done());
   EXPECT_TRUE(Eventually([&] { return engine_->Stats().pages_locked == 26; }));
-  const StreamLog other = Generate(
-      stub_.get(), FromText<v1::GenerateRequest>("root { text: '" + std::string(300, 'b') + "' " +
-                                                 kGreedy + "}"));
+  const StreamLog other =
+      Generate(stub_.get(), FromText<v1::GenerateRequest>("root { text: '" + std::string(300, 'b') +
+                                                          "' " + kGreedy + "}"));
   EXPECT_TRUE(other.status.ok()) << other.status.error_message();
   EXPECT_EQ(other.usage->preemptions(), 0);
   const auto again = client.Run(generate);
@@ -155,13 +155,16 @@ TEST_F(SessionTest, WhatRunsTakesAnIdleSessionsKvWhenPagesAreScarce) {
 TEST_F(SessionTest, PrunedAndRolledBackBranchesLetGo) {
   Start();
   Client client(stub_.get());
-  ASSERT_TRUE(client.Run("open {}").has_done());
+  ASSERT_TRUE(client.Run("open { seed: 3 }").has_done());
   ASSERT_TRUE(client.Run("append { text: 'once upon a time there was a king' }").has_done());
-  ASSERT_TRUE(
-      client.Run("generate { branch_ids: 0 generation { n: 4 max_tokens: 40 } }").has_done());
-  const int locked = engine_->Stats().pages_locked;
+  ASSERT_TRUE(client
+                  .Run("generate { branch_ids: 0 generation { n: 4 max_tokens: 40 ignore_eos: true "
+                       "} }")
+                  .has_done());
+  // Three pages of the prompt, and three of each branch.
+  EXPECT_TRUE(Eventually([&] { return engine_->Stats().pages_locked == 15; }));
   EXPECT_TRUE(client.Run("prune { branch_ids: [1, 2, 3] }").has_done());
-  EXPECT_TRUE(Eventually([&] { return engine_->Stats().pages_locked <= locked - 6; }));
+  EXPECT_TRUE(Eventually([&] { return engine_->Stats().pages_locked == 6; }));
   EXPECT_TRUE(client.Run("prune { branch_ids: 0 }").has_done());
   EXPECT_TRUE(Eventually([&] { return engine_->Stats().pages_locked == 0; }));
 }

@@ -257,6 +257,92 @@ TEST_P(CudaEngineTest, PenaltiesBiasAndScoresWork) {
   ASSERT_EQ(result.scores.size(), 1u);
 }
 
+TEST_P(CudaEngineTest, ConstraintsHold) {
+  const std::unique_ptr<Engine> engine = Make(Config(Sharing::kCache));
+  std::mt19937_64 rng(43);
+  Generation digits;
+  digits.n = 5;
+  digits.max_tokens = 30;
+  digits.regex = "[0-9]{2,6}x";
+  Generation choice;
+  choice.search = Choices{.texts = {"red", "green", "blue", "reddish"}};
+  TreeRequest request;
+  request.seed = 7;
+  request.nodes = {Node(-1, RandomTokens(rng, 40)), Node(0, {5, 6}, digits),
+                   Node(0, {7, 8}, choice)};
+  for (const std::string& text : {"red", "green", "blue", "reddish"}) {
+    PromptNode& scored = request.nodes.emplace_back();
+    scored.parent = 2;
+    scored.content = text;
+    scored.score = true;
+  }
+  const TreeResult result = RunTree(*engine, request);
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  int kept = 0;
+  for (const auto& [id, branch] : result.branches) {
+    if (branch.start.node == 1) {
+      ASSERT_EQ(branch.end.reason, FinishReason::kStop);
+      EXPECT_EQ(branch.text.back(), 'x');
+      EXPECT_EQ(branch.text.find_first_not_of("0123456789"), branch.text.size() - 1);
+      EXPECT_GE(branch.text.size(), 3u);
+      EXPECT_LE(branch.text.size(), 7u);
+    } else {
+      EXPECT_EQ(branch.text, std::get<Choices>(choice.search).texts[branch.start.sample]);
+      kept += branch.end.rank.has_value() ? 1 : 0;
+    }
+  }
+  EXPECT_EQ(kept, 1);
+  ASSERT_EQ(result.branches.size(), 9u);
+}
+
+TEST_P(CudaEngineTest, DraftsAreVerified) {
+  EngineConfig config = Config(Sharing::kCache);
+  config.speculative = Speculative::kNgram;
+  const std::unique_ptr<Engine> engine = Make(config);
+  const std::unique_ptr<Engine> plain = Make(Config(Sharing::kCache));
+  std::mt19937_64 rng(47);
+  Usage total;
+  float largest = 0;
+  for (int round = 0; round < 8; ++round) {
+    const std::vector<int32_t> phrase = RandomTokens(rng, 6);
+    std::vector<int32_t> prompt;
+    for (int i = 0; i < 6; ++i) prompt.insert(prompt.end(), phrase.begin(), phrase.end());
+    TreeRequest request;
+    request.nodes = {Node(-1, prompt), Node(0, {1, 2}, GreedyTop(40)), Node(0, {3}, GreedyTop(40))};
+    const TreeResult drafted = RunTree(*engine, request);
+    const TreeResult expected = RunTree(*plain, request);
+    ASSERT_TRUE(drafted.status.ok()) << drafted.status;
+    for (const int node : {1, 2}) {
+      ExpectCloseBranch(expected.Branch(node), drafted.Branch(node), &largest);
+    }
+    total.drafted_tokens += drafted.usage.drafted_tokens;
+    total.accepted_tokens += drafted.usage.accepted_tokens;
+  }
+  EXPECT_GT(total.drafted_tokens, 20);
+  EXPECT_GT(total.accepted_tokens, 5);
+  EXPECT_EQ(engine->Stats().pages_locked, 0);
+}
+
+TEST_P(CudaEngineTest, PinsKeepAPathInTheCache) {
+  const std::unique_ptr<Engine> engine = Make(Config(Sharing::kCache));
+  std::mt19937_64 rng(53);
+  const std::vector<int32_t> prompt = RandomTokens(rng, 100);
+  TreeRequest request;
+  request.nodes = {Node(-1, prompt, GreedyTop(5))};
+  ASSERT_TRUE(RunTree(*engine, request).status.ok());
+  PinUpdate update;
+  update.owner = "session";
+  update.pin = {{0, prompt}};
+  engine->UpdatePins(update);
+  const TreeResult again = RunTree(*engine, request);
+  EXPECT_EQ(again.usage.cached_tokens, 100);
+  EXPECT_GT(engine->Stats().pages_locked, 0);
+  engine->UnpinAll("session");
+  ASSERT_TRUE(RunTree(*engine, request).status.ok());
+  engine->Drain(absl::Seconds(10));
+  EXPECT_EQ(engine->Stats().pages_locked, 0);
+}
+
 TEST_P(CudaEngineTest, AnswersWhenPagesRunOut) {
   EngineConfig config = Config(Sharing::kCache);
   config.kv_memory_bytes = GetParam() == "random" ? 3 << 20 : 400 << 10;

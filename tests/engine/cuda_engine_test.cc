@@ -270,7 +270,7 @@ TEST_P(CudaEngineTest, ConstraintsHold) {
   request.seed = 7;
   request.nodes = {Node(-1, RandomTokens(rng, 40)), Node(0, {5, 6}, digits),
                    Node(0, {7, 8}, choice)};
-  for (const std::string& text : {"red", "green", "blue", "reddish"}) {
+  for (const std::string text : {"red", "green", "blue", "reddish"}) {
     PromptNode& scored = request.nodes.emplace_back();
     scored.parent = 2;
     scored.content = text;

@@ -17,6 +17,18 @@ int64_t Kept(const PromptNode& node) {
   return node.generation ? BranchesKept(*node.generation) : 1;
 }
 
+// Copies of each node: one for every branch that it continues.
+std::vector<int64_t> Instances(const std::vector<PromptNode>& nodes) {
+  std::vector<int64_t> instances(nodes.size(), 1);
+  for (size_t i = 1; i < nodes.size(); ++i) {
+    const PromptNode& parent = nodes[nodes[i].parent];
+    instances[i] = parent.generation && IsAcrossPaths(*parent.generation)
+                       ? Kept(parent)
+                       : SaturatingMultiply(instances[nodes[i].parent], Kept(parent));
+  }
+  return instances;
+}
+
 // The longest path that runs through a node: to the end of its prompt and of its generation.
 struct Path {
   int64_t prompt_end = 0;  // tokens
@@ -63,10 +75,11 @@ int64_t BranchesKept(const Generation& generation) {
 // Every branch of a generation is alive until the node's children take its place.
 int64_t MaxWidth(const TreeRequest& request) {
   const std::vector<PromptNode>& nodes = request.nodes;
-  std::vector<int64_t> below(nodes.size(), 0);  // alive below one branch of the node
+  const std::vector<int64_t> instances = Instances(nodes);
+  std::vector<int64_t> below(nodes.size(), 0);  // alive below all branches of the node
   int64_t width = 0;
   for (size_t i = nodes.size(); i-- > 0;) {
-    width = std::max(Alive(nodes[i]), SaturatingMultiply(Kept(nodes[i]), below[i]));
+    width = std::max(SaturatingMultiply(instances[i], Alive(nodes[i])), below[i]);
     if (i > 0) below[nodes[i].parent] = SaturatingAdd(below[nodes[i].parent], width);
   }
   return width;
@@ -83,6 +96,7 @@ absl::StatusOr<TreeExpansion> ExpandTree(const TreeRequest& request,
     return (tokens + model.page_size - 1) / model.page_size;
   };
 
+  const std::vector<int64_t> instances = Instances(nodes);
   TreeExpansion expansion;
   expansion.nodes.resize(nodes.size());
   std::vector<Path> paths(nodes.size());
@@ -94,9 +108,7 @@ absl::StatusOr<TreeExpansion> ExpandTree(const TreeRequest& request,
                                                      i == 0 ? "the root" : "a node to score"));
     }
     TreeExpansion::Node& grown = expansion.nodes[i];
-    grown.instances = i == 0 ? 1
-                             : SaturatingMultiply(expansion.nodes[node.parent].instances,
-                                                  Kept(nodes[node.parent]));
+    grown.instances = instances[i];
     const Path before = i == 0 ? Path{} : paths[node.parent];
     Path& path = paths[i];
     path.prompt_end = before.end + node_tokens[i];

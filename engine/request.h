@@ -35,6 +35,7 @@ enum class BranchScore { kMeanLogprob, kCumulativeLogprob };
 struct BestOfN {
   int keep = 1;
   BranchScore score = BranchScore::kMeanLogprob;
+  bool across_paths = false;  // of those on all paths together
 };
 
 // When a beam search that has `width` ended hypotheses is over.
@@ -74,6 +75,12 @@ struct Generation {
   std::string regex;        // that the whole text matches; empty: none
   bool speculative = true;  // drafts may be verified, where the engine makes any
 };
+
+// The search is one over all instances of its node.
+inline bool IsAcrossPaths(const Generation& generation) {
+  const auto* best = std::get_if<BestOfN>(&generation.search);
+  return best != nullptr && best->across_paths;
+}
 
 struct PromptNode {
   int parent = -1;  // index of an earlier node; -1: the root (exactly one, the first)

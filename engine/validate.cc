@@ -109,6 +109,7 @@ absl::Status CheckStops(int node, const Generation& g, const ModelFacts& model,
 }
 
 absl::Status CheckBestOfN(int node, const Generation& g, const BestOfN& best) {
+  if (best.across_paths) return absl::OkStatus();  // CheckAcrossPaths knows how many paths
   if (best.keep < 1 || best.keep > g.n) {
     return Refuse(node, "generation.best_of_n.keep", best.keep, "from 1 to ", g.n,
                   ", the node's n");
@@ -320,6 +321,27 @@ absl::Status CheckStructure(const std::vector<PromptNode>& nodes, const Limits& 
   return absl::OkStatus();
 }
 
+// A search across paths knows how many there are: as many as the one above keeps.
+absl::Status CheckAcrossPaths(const std::vector<PromptNode>& nodes) {
+  for (int i = 0; i < static_cast<int>(nodes.size()); ++i) {
+    if (!nodes[i].generation || !IsAcrossPaths(*nodes[i].generation)) continue;
+    int above = nodes[i].parent;
+    while (above >= 0 && !nodes[above].generation) above = nodes[above].parent;
+    if (above >= 0 && !IsAcrossPaths(*nodes[above].generation)) {
+      return Refuse(i, "generation.best_of_n.across_paths", "set",
+                    absl::StrCat("unset below nodes[", above, "], which generates without it"));
+    }
+    const int64_t paths = above < 0 ? 1 : BranchesKept(*nodes[above].generation);
+    const int64_t most = paths * nodes[i].generation->n;
+    const int64_t keep = BranchesKept(*nodes[i].generation);
+    if (keep < 1 || keep > most) {
+      return Refuse(i, "generation.best_of_n.keep", keep, "from 1 to ", most, ", n on each of ",
+                    paths, " paths");
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckIds(const std::vector<PromptNode>& nodes, const Limits& limits) {
   std::vector<std::string> ids;
   ids.reserve(nodes.size());
@@ -384,6 +406,8 @@ absl::Status ValidateTree(const TreeRequest& request, const ModelFacts& model,
     }
     if (!status.ok()) return status;
   }
+  status = CheckAcrossPaths(nodes);
+  if (!status.ok()) return status;
   const int64_t width = MaxWidth(request);
   if (width > limits.max_width) {
     return absl::InvalidArgumentError(

@@ -40,7 +40,8 @@ absl::Status ValidateTree(const TreeRequest& request, const ModelFacts& model,
 
 // Branches of a generation that can be alive at once.
 int64_t BranchesAlive(const Generation& generation);
-// Branches of a generation that the node's children continue.
+// Branches of a generation that the node's children continue, of one instance of the node, or of
+// all instances where the search is across paths.
 int64_t BranchesKept(const Generation& generation);
 
 // Most branches that the tree can have alive at once; 2^63 - 1 stands for all larger numbers. A
@@ -50,8 +51,7 @@ int64_t MaxWidth(const TreeRequest& request);
 // What a tree can grow to.
 struct TreeExpansion {
   struct Node {
-    // Copies of the node: one for every branch that it continues, the product of the branches kept
-    // over the nodes above it that generate.
+    // Copies of the node: one for every branch that it continues.
     int64_t instances = 0;
     int max_tokens = 0;  // effective; 0 without a generation
   };

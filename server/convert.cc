@@ -34,6 +34,7 @@ BestOfN TakeBestOfN(const v1::BestOfN& message) {
   if (message.score() == v1::BestOfN::SCORE_CUMULATIVE_LOGPROB) {
     best.score = BranchScore::kCumulativeLogprob;
   }
+  best.across_paths = message.across_paths();
   return best;
 }
 

@@ -12,7 +12,9 @@ DecodeTree::DecodeTree(DecodeTreeInit init)
     : init_(std::move(init)),
       banned_(init_.nodes.size()),
       policies_(init_.nodes.size()),
-      stop_tokens_(init_.nodes.size()) {
+      stop_tokens_(init_.nodes.size()),
+      search_paths_(init_.nodes.size(), 1),
+      search_home_(init_.nodes.size(), -1) {
   eos_ = init_.tokenizer->eos();
   for (size_t i = 0; i < init_.nodes.size(); ++i) {
     std::optional<Generation>& g = init_.nodes[i].generation;
@@ -28,6 +30,13 @@ DecodeTree::DecodeTree(DecodeTreeInit init)
     if (!init_.nodes[i].choices.empty()) g->ignore_eos = true;
     if (g->min_tokens > 0) banned_[i] = stops;
     if (policies_[i] != nullptr) stop_tokens_[i] = std::move(stops);
+    if (!IsAcrossPaths(*g)) continue;
+    int above = init_.nodes[i].parent;
+    while (above >= 0 && !init_.nodes[above].generation) above = init_.nodes[above].parent;
+    // The validator saw to it that the one above is across paths as well.
+    if (above >= 0) {
+      search_paths_[i] = std::get<BestOfN>(init_.nodes[above].generation->search).keep;
+    }
   }
 }
 
@@ -112,8 +121,13 @@ int DecodeTree::AddBranch(int prompt, int sample) {
   }
   if (PolicyOf(s) != nullptr) {
     s.search = prompt;
-    segments_[prompt].undecided.push_back(index);
-    ++segments_[prompt].num_started;
+    if (IsAcrossPaths(g)) {
+      int& home = search_home_[node_index];
+      if (home < 0) home = prompt;
+      s.search = home;
+    }
+    segments_[s.search].undecided.push_back(index);
+    ++segments_[s.search].num_started;
   }
   return index;
 }

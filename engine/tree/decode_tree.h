@@ -77,7 +77,7 @@ struct Segment {
   bool done = false;
   TokenHistory history;  // where a penalty is set: of a prompt's path, of a branch's path
 
-  // Prompt only, of a generation with a search policy.
+  // Prompt only, of a generation with a search policy; of a search across paths the first instance.
   std::vector<int> undecided;  // branches that the policy has neither pruned nor kept
   int num_started = 0;         // branches that began here
 
@@ -203,6 +203,9 @@ class DecodeTree {
   // [nodes] null: branches are independent
   std::vector<std::unique_ptr<const BranchPolicy>> policies_;
   std::vector<std::vector<int32_t>> stop_tokens_;  // [nodes] with a policy
+  // [nodes] instances that one search spans: more than 1 only across paths.
+  std::vector<int> search_paths_;
+  std::vector<int> search_home_;  // [nodes] across paths: the segment that holds the search, or -1
   std::vector<int> moved_searches_;                // prompt segments, since DecideSearches
   std::deque<Segment> segments_;                   // references stay valid while segments are added
   int num_branches_ = 0;

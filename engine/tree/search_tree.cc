@@ -29,7 +29,7 @@ std::vector<SearchOutcome> DecodeTree::DecideSearches() {
 SearchView DecodeTree::ViewOf(const Segment& prompt) const {
   const BranchPolicy& policy = *PolicyOf(prompt);
   SearchView view;
-  view.unstarted = policy.fanout() - prompt.num_started;
+  view.unstarted = policy.fanout() * search_paths_[prompt.node] - prompt.num_started;
   view.max_tokens = node(prompt).max_tokens;
   view.stop_tokens = stop_tokens_[prompt.node];
   for (int branch : prompt.undecided) {

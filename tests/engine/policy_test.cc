@@ -172,6 +172,61 @@ TEST(BestOfNPolicy, KeepsTheBestOfTheSameSamples) {
   EXPECT_EQ(engine->Stats().pages_locked, 0);
 }
 
+// Sampled to the end and searched by hand: a branch's choices depend on its own path only.
+TEST(TreeOfThought, KeepsTheBestOfEachLevelOverAllPaths) {
+  constexpr int kLevels = 3;
+  constexpr int kKeep = 3;
+  EngineConfig config = ExactConfig(Sharing::kCache);
+  const std::unique_ptr<Engine> engine = MakeEngine(config);
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    TreeRequest request = SampledRequest(seed, 4);
+    for (int level = 1; level < kLevels; ++level) {
+      request.nodes.push_back(
+          Node(level - 1, {static_cast<int32_t>(level)}, request.nodes[0].generation));
+    }
+    const TreeResult all = RunTree(*engine, request);
+    ASSERT_TRUE(all.status.ok()) << all.status;
+    std::vector<std::vector<std::vector<int32_t>>> expected;  // [levels] kept tokens, best first
+    std::vector<int> parents = {-1};
+    for (int level = 0; level < kLevels; ++level) {
+      std::vector<std::pair<double, int>> scores;
+      for (const auto& [id, branch] : all.branches) {
+        if (branch.start.node != level) continue;
+        if (std::ranges::find(parents, branch.start.parent_branch_id) == parents.end()) continue;
+        scores.emplace_back(
+            -branch.end.cumulative_logprob / std::max(branch.end.completion_tokens, 1), id);
+      }
+      std::ranges::sort(scores);
+      parents.clear();
+      expected.emplace_back();
+      for (int i = 0; i < kKeep; ++i) {
+        parents.push_back(scores[i].second);
+        expected.back().push_back(all.branches.at(scores[i].second).tokens);
+      }
+    }
+
+    for (PromptNode& node : request.nodes) {
+      node.generation->search = BestOfN{.keep = kKeep, .across_paths = true};
+    }
+    const TreeResult searched = RunTree(*engine, request);
+    ASSERT_TRUE(searched.status.ok()) << searched.status;
+    EXPECT_EQ(searched.branches.size(), 4u + 2 * 4 * kKeep);
+    std::vector<std::vector<std::vector<int32_t>>> kept(kLevels,
+                                                        std::vector<std::vector<int32_t>>(kKeep));
+    for (const auto& [id, branch] : searched.branches) {
+      if (branch.end.rank) {
+        kept[branch.start.node].at(*branch.end.rank) = branch.tokens;
+      } else {
+        EXPECT_EQ(branch.end.reason, FinishReason::kPruned);
+        EXPECT_LE(*branch.end.score, *branch.end.threshold);
+      }
+    }
+    EXPECT_EQ(kept, expected);
+  }
+  EXPECT_EQ(engine->Stats().pages_locked, 0);
+}
+
 TEST(MajorityVotePolicy, KeepsABranchWithTheMostFrequentAnswer) {
   const std::unique_ptr<Engine> engine = MakeEngine(ExactConfig(Sharing::kCache));
   for (uint64_t seed = 1; seed <= 12; ++seed) {

@@ -112,6 +112,18 @@ TEST_F(ValidateTreeTest, LimitsBestOfN) {
   ExpectRange(&best.keep, 1, 0, 5, 6, "nodes[1].generation.best_of_n.keep");
 }
 
+TEST_F(ValidateTreeTest, ASearchAcrossPathsNeedsOneAbove) {
+  request_.nodes[0].generation.emplace().n = 2;
+  generation().n = 2;
+  generation().search = BestOfN{.keep = 4, .across_paths = true};
+  ExpectRefused("nodes[1].generation.best_of_n.across_paths is set; must be unset below nodes[0]");
+  request_.nodes[0].generation->search = BestOfN{.keep = 2, .across_paths = true};
+  ExpectAccepted();
+  generation().search = BestOfN{.keep = 5, .across_paths = true};
+  ExpectRefused(
+      "nodes[1].generation.best_of_n.keep is 5; must be from 1 to 4, n on each of 2 paths");
+}
+
 TEST_F(ValidateTreeTest, LimitsMajorityVote) {
   limits_.max_pattern_bytes = 8;
   std::string& pattern = generation().search.emplace<MajorityVote>().answer_pattern;

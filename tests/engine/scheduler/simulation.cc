@@ -84,6 +84,17 @@ Generation Simulation::RandomGeneration() {
   return g;
 }
 
+// Where the validator would let it.
+void Simulation::AllowAcrossPaths(const std::vector<TreeNode>& nodes, TreeNode& node) {
+  int above = node.parent;
+  while (above >= 0 && !nodes[above].generation) above = nodes[above].parent;
+  BestOfN* const best = std::get_if<BestOfN>(&node.generation->search);
+  if (best == nullptr || Chance(0.4)) return;
+  const BestOfN* const other =
+      above < 0 ? nullptr : std::get_if<BestOfN>(&nodes[above].generation->search);
+  best->across_paths = above < 0 || (other != nullptr && other->across_paths);
+}
+
 std::vector<TreeNode> Simulation::RandomNodes() {
   std::vector<TreeNode> nodes;
   std::vector<int> path_tokens;
@@ -107,6 +118,7 @@ std::vector<TreeNode> Simulation::RandomNodes() {
     const int above = node.parent < 0 ? 0 : path_tokens[node.parent];
     if (!node.score && Chance(0.6)) {
       node.generation = RandomGeneration();
+      AllowAcrossPaths(nodes, node);
       node.max_tokens = Random(1, 10);
     }
     const int length = above + static_cast<int>(node.tokens.size()) + node.max_tokens;

@@ -59,6 +59,7 @@ class Simulation {
   void Submit();
   std::vector<TreeNode> RandomNodes();
   Generation RandomGeneration();
+  void AllowAcrossPaths(const std::vector<TreeNode>& nodes, TreeNode& node);
   void Read(const std::string& id, Client& client);
   void RunModel(const StepBatch& batch);
   void FindTop();

@@ -39,6 +39,8 @@ def _add_below(picture: Tree, state: TreeState, node: Node, parent_branch: int |
         return
     for branch in state.branches_at(node.id, parent_branch):
         below = picture.add(_branch_label(branch))
+        if branch.finish_reason == "pruned":
+            continue  # nothing continues it
         _add_children(below, state, node, branch.id)
         _add_below(below, state, node, branch.id)  # what a search forked off
 

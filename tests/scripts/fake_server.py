@@ -15,6 +15,7 @@ from espalier.v1 import (
     introspection_pb2,
     prompt_pb2,
     score_pb2,
+    session_pb2,
     tokenize_pb2,
     tree_decoder_pb2_grpc,
 )
@@ -22,7 +23,8 @@ from espalier_client.tree_request import nodes_with_ids
 
 
 class FakeServer(tree_decoder_pb2_grpc.TreeDecoderServicer):
-    """Each branch of a Generate answers "<node id>/<sample>" and stops; `requests` keeps all calls.
+    """Each branch of a Generate answers "<node id>/<sample>" and stops; `requests` keeps all calls,
+    `commands` those of sessions.
 
     A request whose root's text is "bad" is refused with INVALID_ARGUMENT. One whose root's text is
     "endless" streams tokens until its client is gone, and then sets `abandoned`.
@@ -31,6 +33,7 @@ class FakeServer(tree_decoder_pb2_grpc.TreeDecoderServicer):
     def __init__(self) -> None:
         self.abandoned = threading.Event()
         self.requests: list[generate_pb2.GenerateRequest] = []
+        self.commands: list[session_pb2.SessionCommand] = []
         self._server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=8))
         tree_decoder_pb2_grpc.add_TreeDecoderServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -54,6 +57,37 @@ class FakeServer(tree_decoder_pb2_grpc.TreeDecoderServicer):
                 yield token
             return
         yield from canned_events(request)
+
+    def Session(self, commands, context) -> Iterator[session_pb2.SessionEvent]:
+        """Branches come and go; n samples a leaf answer " 1", " 2", ... in turn."""
+        num_branches = 0
+        for command in commands:
+            self.commands.append(command)
+            event = session_pb2.SessionEvent(command_id=command.command_id)
+            if command.WhichOneof("command") == "append":
+                if command.append.text == "bad":
+                    event.failed.code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+                    event.failed.message = "append.text: bad is not allowed"
+                    yield event
+                    continue
+                event.done.branches.add(branch_id=num_branches)
+                num_branches += 1
+            elif command.WhichOneof("command") == "generate":
+                run_branch = 0
+                for leaf in command.generate.branch_ids:
+                    for sample in range(_n(command.generate.generation)):
+                        text = f" {sample + 1}"
+                        for progress in _branch_events(run_branch, None, str(leaf), sample, text):
+                            yield session_pb2.SessionEvent(
+                                command_id=command.command_id, progress=progress
+                            )
+                        event.done.branches.add(branch_id=num_branches, run_branch_id=run_branch)
+                        num_branches += 1
+                        run_branch += 1
+                event.done.usage.completion_tokens = 2 * run_branch
+            else:
+                event.done.SetInParent()
+            yield event
 
     def Score(self, request, context) -> score_pb2.ScoreResponse:
         answer = score_pb2.ScoreResponse()

@@ -57,6 +57,7 @@ TEST(RegexTest, EqualsRe2OnRandomPatternsAndTexts) {
   std::mt19937_64 rng(seed);
   int compared = 0;
   int matched = 0;
+  int too_large = 0;
   for (int round = 0; round < 1500; ++round) {
     const std::string pattern = RandomPattern(rng);
     SCOPED_TRACE(pattern);
@@ -65,7 +66,11 @@ TEST(RegexTest, EqualsRe2OnRandomPatternsAndTexts) {
     const RE2 reference(pattern, options);
     ASSERT_TRUE(reference.ok()) << reference.error();
     const absl::StatusOr<ByteAutomaton> automaton = Compile(pattern);
-    ASSERT_TRUE(automaton.ok()) << automaton.status();
+    if (!automaton.ok()) {
+      ASSERT_THAT(automaton.status().message(), HasSubstr("than the limit"));
+      ++too_large;
+      continue;
+    }
     for (int i = 0; i < 20; ++i, ++compared) {
       const std::string text = RandomText(rng);
       ASSERT_EQ(Matches(*automaton, text), RE2::FullMatch(text, reference)) << text;
@@ -77,6 +82,7 @@ TEST(RegexTest, EqualsRe2OnRandomPatternsAndTexts) {
   }
   EXPECT_GT(compared, 20000);
   EXPECT_GT(matched, 10000);
+  EXPECT_LT(too_large, 30);
 }
 
 TEST(RegexTest, EscapesAndClasses) {

@@ -35,6 +35,8 @@ void SessionReactor::Start() {
 void SessionReactor::OnReadDone(bool ok) {
   std::unique_lock lock(mutex_);
   reading_ = false;
+  // Of a read that was under way when the call was finished: nothing may hold on to this object.
+  if (finished_) return;
   if (!ok) {
     half_closed_ = true;
     session_.TakeLast();

@@ -85,21 +85,20 @@ DType KvDType(const Context& ctx, CpuPrecision precision) {
   return precision == CpuPrecision::kF32 ? DType::kF32 : DType::kF16;
 }
 
-absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx,
-                             const KvLayout& layout) {
+absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx, size_t page_bytes) {
   size_t bytes = config.kv_memory_bytes;
   if (bytes == 0) {
     bytes = ctx.device() == Device::kCuda
                 ? DefaultCudaKvBytes(config, ctx)
                 : std::min<size_t>(AvailableMemoryBytes() / 4, kMaxDefaultKvBytes);
   }
-  const size_t pages = bytes / layout.page_bytes();
+  const size_t pages = bytes / page_bytes;
   if (pages < 2) {
     return absl::InvalidArgumentError(
-        absl::StrCat("kv_memory is ", bytes, " bytes; must be at least ", 2 * layout.page_bytes(),
-                     ", two pages of ", layout.page_size, " tokens of this model"));
+        absl::StrCat("kv_memory is ", bytes, " bytes; must be at least ", 2 * page_bytes,
+                     ", two pages of ", config.page_size, " tokens of this model"));
   }
-  return static_cast<int>(std::min<size_t>(pages, (size_t{1} << 31) / layout.page_size - 1));
+  return static_cast<int>(std::min<size_t>(pages, (size_t{1} << 31) / config.page_size - 1));
 }
 
 std::string DescribeDevice(const Context& ctx) {

@@ -20,10 +20,9 @@ absl::StatusOr<std::unique_ptr<Context>> OpenContext(const EngineConfig& config,
 
 DType KvDType(const Context& ctx, CpuPrecision precision);
 
-// Pages for the bytes asked for, or for a share of the memory that is free now. INVALID_ARGUMENT
-// when it does not hold two pages.
-absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx,
-                             const KvLayout& layout);
+// Pages for the bytes asked for, or for a share of the memory that is free now; one takes
+// `page_bytes`, in all caches together. INVALID_ARGUMENT when it does not hold two pages.
+absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx, size_t page_bytes);
 
 std::string DescribeDevice(const Context& ctx);
 

@@ -9,11 +9,13 @@
 #include "absl/time/clock.h"
 #include "engine/constraint/constraint_cache.h"
 #include "engine/device_setup.h"
+#include "engine/draft_model.h"
 #include "engine/engine_thread.h"
 #include "engine/executor/executor.h"
 #include "engine/kvcache/kv_cache.h"
 #include "engine/tokenize_tree.h"
 #include "engine/validate.h"
+#include "kernels/core/check.h"
 #include "kernels/runtime/device_memory.h"
 #include "model/checkpoint/random_checkpoint.h"
 #include "model/llama.h"
@@ -29,6 +31,10 @@ constexpr int kMaxLogitsRowsCuda = 1024;
 constexpr int kBatchTokensCpu = 512;
 constexpr int kBatchTokensCuda = 2048;
 constexpr int kDescribedTokens = 16;
+// Rows to which drafts fill a step: so many cost little more than one, for the weights must be read
+// either way.
+constexpr int kSpeculativeRowsCpu = 16;
+constexpr int kSpeculativeRowsCuda = 64;
 
 uint64_t RandomWord() {
   static thread_local std::random_device device;
@@ -56,7 +62,14 @@ absl::Status CheckConfig(const EngineConfig& config) {
     status.Update(absl::InvalidArgumentError(absl::StrCat(
         "gpu_memory_fraction is ", config.gpu_memory_fraction, "; must be above 0, at most 1")));
   }
+  status.Update(CheckDraftConfig(config));
   return status;
+}
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path,
+                                                           uint64_t random_weights) {
+  if (random_weights != 0) return RandomCheckpoint::Open(path, random_weights);
+  return Checkpoint::Open(path);
 }
 
 // Of the matrices, which are of one type or nearly so.
@@ -88,6 +101,7 @@ struct Engine::Impl {
   std::unique_ptr<Llama> model;
   std::unique_ptr<KvCache> kv;
   std::unique_ptr<Executor> executor;
+  std::unique_ptr<DraftModel> draft;     // null: there is none
   std::unique_ptr<EngineThread> thread;  // last: ends before what it borrows
 };
 
@@ -95,20 +109,31 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config) {
+  absl::Status valid = CheckConfig(config);
+  if (!valid.ok()) return valid;
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
-      config.random_weights == 0 ? Checkpoint::Open(config.model_path)
-                                 : RandomCheckpoint::Open(config.model_path, config.random_weights);
+      OpenCheckpoint(config.model_path, config.random_weights);
   if (!checkpoint.ok()) return checkpoint.status();
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = (*checkpoint)->LoadTokenizer();
   if (!tokenizer.ok()) return tokenizer.status();
-  return Create(config, *std::move(checkpoint), *std::move(tokenizer));
+  if (config.speculative != Speculative::kDraft) {
+    return Create(config, *std::move(checkpoint), *std::move(tokenizer));
+  }
+  absl::StatusOr<std::unique_ptr<Checkpoint>> draft =
+      OpenCheckpoint(config.draft_model_path, config.random_weights);
+  if (!draft.ok()) return draft.status();
+  absl::StatusOr<std::unique_ptr<Tokenizer>> draft_tokenizer = (*draft)->LoadTokenizer();
+  if (!draft_tokenizer.ok()) return draft_tokenizer.status();
+  if (absl::Status same = CheckSameTokens(**tokenizer, **draft_tokenizer); !same.ok()) return same;
+  return Create(config, *std::move(checkpoint), *std::move(tokenizer), *std::move(draft));
 }
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config,
-                                                       std::unique_ptr<Checkpoint> checkpoint,
-                                                       std::unique_ptr<Tokenizer> tokenizer) {
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
+    const EngineConfig& config, std::unique_ptr<Checkpoint> checkpoint,
+    std::unique_ptr<Tokenizer> tokenizer, std::unique_ptr<Checkpoint> draft_checkpoint) {
   absl::Status valid = CheckConfig(config);
   if (!valid.ok()) return valid;
+  ESPALIER_CHECK((draft_checkpoint != nullptr) == (config.speculative == Speculative::kDraft));
   const ModelConfig& model = checkpoint->config();
   if (tokenizer->vocab_size() > model.vocab_size) {
     return absl::InvalidArgumentError(absl::StrCat("the tokenizer has ", tokenizer->vocab_size(),
@@ -137,19 +162,46 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
   }
   const int max_rows = impl->config.max_batch_tokens;
   const int logits_rows = std::min(max_rows, cuda ? kMaxLogitsRowsCuda : kMaxLogitsRowsCpu);
+  if (config.speculative_rows == 0) {
+    impl->config.speculative_rows = cuda ? kSpeculativeRowsCuda : kSpeculativeRowsCpu;
+  }
 
   absl::StatusOr<std::unique_ptr<Llama>> llama =
       Llama::Create(ctx, checkpoint.get(), max_rows, logits_rows, config.on_load_progress);
   if (!llama.ok()) return llama.status();
   impl->model = *std::move(llama);
+  if (draft_checkpoint != nullptr) {
+    absl::StatusOr<std::unique_ptr<DraftModel>> draft =
+        DraftModel::Create(impl->ctx.get(), std::move(draft_checkpoint),
+                           {.attention = config.attention,
+                            .cuda_graphs = config.cuda_graphs,
+                            .plan_ahead = false,
+                            .max_rows = max_rows,
+                            .max_logits_rows = std::min(max_rows, impl->config.speculative_rows)});
+    if (!draft.ok()) {
+      return absl::Status(draft.status().code(),
+                          absl::StrCat("draft_model: ", draft.status().message()));
+    }
+    impl->draft = *std::move(draft);
+  }
 
   const KvLayout layout{.num_layers = model.num_layers,
                         .num_kv_heads = model.num_kv_heads,
                         .head_dim = model.head_dim,
                         .page_size = config.page_size,
                         .dtype = KvDType(ctx, config.cpu_precision)};
-  absl::StatusOr<int> num_pages = NumPages(config, ctx, layout);
+  KvLayout draft_layout;
+  size_t page_bytes = layout.page_bytes();
+  if (impl->draft != nullptr) {
+    draft_layout = impl->draft->kv_layout(config.page_size, layout.dtype);
+    page_bytes += draft_layout.page_bytes();
+  }
+  absl::StatusOr<int> num_pages = NumPages(config, ctx, page_bytes);
   if (!num_pages.ok()) return num_pages.status();
+  if (impl->draft != nullptr) {
+    absl::Status created = impl->draft->CreateKv(draft_layout, *num_pages);
+    if (!created.ok()) return created;
+  }
   absl::StatusOr<std::unique_ptr<KvCache>> kv = KvCache::Create(ctx, layout, *num_pages);
   if (!kv.ok()) return kv.status();
   impl->kv = *std::move(kv);
@@ -182,7 +234,13 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
                 .device_name = DescribeDevice(ctx),
                 .memory = {.weights = impl->model->weight_bytes(),
                            .activations = impl->model->activation_bytes(),
-                           .kv = static_cast<int64_t>(layout.page_bytes()) * *num_pages}};
+                           .kv = static_cast<int64_t>(page_bytes) * *num_pages}};
+  if (impl->draft != nullptr) {
+    impl->info.draft_name = impl->draft->config().name;
+    impl->info.draft_weight_bytes = impl->draft->weight_bytes();
+    impl->info.memory.weights += impl->draft->weight_bytes();
+    impl->info.memory.activations += impl->draft->activation_bytes();
+  }
   if (cuda) {
     const DeviceMemory memory = QueryDeviceMemory(ctx);
     impl->info.memory.total = static_cast<int64_t>(memory.total_bytes);
@@ -191,15 +249,23 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
   impl->checkpoint = std::move(checkpoint);
   impl->tokenizer = std::move(tokenizer);
   impl->constraints = std::make_unique<ConstraintCache>(impl->tokenizer.get());
+  SchedulerConfig scheduling{.sharing = config.sharing,
+                             .page_size = config.page_size,
+                             .max_batch_tokens = max_rows,
+                             .max_logits_rows = logits_rows,
+                             .max_live_branches = config.max_live_branches,
+                             .speculative = config.speculative,
+                             .speculative_rows = impl->config.speculative_rows,
+                             .draft_shape = config.draft_shape,
+                             .stall_timeout = config.stall_timeout};
+  if (impl->draft != nullptr) {
+    const ModelConfig& draft = impl->draft->config();
+    scheduling.draft_max_context = draft.max_positions;
+    scheduling.draft_vocab_size = std::min(draft.vocab_size, model.vocab_size);
+  }
   impl->thread = std::make_unique<EngineThread>(
-      SchedulerConfig{.sharing = config.sharing,
-                      .page_size = config.page_size,
-                      .max_batch_tokens = max_rows,
-                      .max_logits_rows = logits_rows,
-                      .max_live_branches = config.max_live_branches,
-                      .speculative = config.speculative,
-                      .stall_timeout = config.stall_timeout},
-      *num_pages, config.limits.max_waiting_trees, impl->executor.get(), config.on_failure);
+      scheduling, *num_pages, config.limits.max_waiting_trees, impl->executor.get(),
+      impl->draft != nullptr ? impl->draft->executor() : nullptr, config.on_failure);
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 

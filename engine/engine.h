@@ -47,6 +47,9 @@ struct EngineConfig {
   int num_threads = 0;  // 0: every core
   Sharing sharing = Sharing::kCache;
   Speculative speculative = Speculative::kOff;
+  std::string draft_model_path;  // with kDraft; it must share the model's tokenizer
+  DraftShape draft_shape;
+  int speculative_rows = 0;    // to which drafts fill a step; 0: 16 on the CPU, 64 on CUDA
   size_t kv_memory_bytes = 0;  // 0: on the CPU a quarter of the free memory, at most 4 GiB; on CUDA
                                // what gpu_memory_fraction leaves
   int page_size = 16;
@@ -80,6 +83,8 @@ struct ModelInfo {
   int64_t weight_bytes = 0;
   int max_context = 0;
   ChatFormat chat_format = ChatFormat::kNone;
+  std::string draft_name = {};  // of the draft model; empty: there is none
+  int64_t draft_weight_bytes = 0;
   Device device = Device::kCpu;
   std::string device_name;  // "cpu avx2", "NVIDIA H100 80GB HBM3"
   MemorySummary memory;
@@ -117,10 +122,11 @@ class Engine {
  public:
   // Opens config.model_path. Errors name the file, the field or the bytes that are missing.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineConfig& config);
-  // With a checkpoint and a tokenizer that the caller brings.
-  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineConfig& config,
-                                                        std::unique_ptr<Checkpoint> checkpoint,
-                                                        std::unique_ptr<Tokenizer> tokenizer);
+  // With a checkpoint, a tokenizer and, where the model is to have one, a draft model's checkpoint
+  // that the caller brings.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(
+      const EngineConfig& config, std::unique_ptr<Checkpoint> checkpoint,
+      std::unique_ptr<Tokenizer> tokenizer, std::unique_ptr<Checkpoint> draft_checkpoint = nullptr);
   ~Engine();
 
   // INVALID_ARGUMENT names field, value and limit; RESOURCE_EXHAUSTED when the queue is full;

@@ -22,11 +22,12 @@ constexpr std::chrono::milliseconds kStalledPoll(2);
 }  // namespace
 
 EngineThread::EngineThread(const SchedulerConfig& config, int num_pages, int max_waiting_trees,
-                           Executor* executor, OnFailure on_failure)
+                           Executor* executor, Executor* draft_executor, OnFailure on_failure)
     : pool_(num_pages),
       radix_(&pool_, config.page_size),
       scheduler_(config, &pool_, &radix_),
       executor_(executor),
+      draft_executor_(draft_executor),
       max_waiting_trees_(max_waiting_trees),
       on_failure_(std::move(on_failure)) {
   Publish();
@@ -165,10 +166,28 @@ void EngineThread::Step() {
   running_stats_.schedule_ms += MsSince(start);
   stepped_ = batch != nullptr;
   if (batch == nullptr) return;
+
+  const Clock::time_point draft_start = Clock::now();
+  while (batch->draft_pass) {
+    start = Clock::now();
+    const absl::StatusOr<Executor::Result> result = draft_executor_->Run(*batch);
+    if (!result.ok()) return Fail(result.status());
+    scheduler_.ObserveDraftPassTime(MsSince(start));
+    batch = scheduler_.TakeDraft(result->samples);
+  }
+  const double draft_ms = MsSince(draft_start);
+  running_stats_.draft_ms += draft_ms;
+
+  const Clock::time_point step_start = Clock::now();
   const absl::StatusOr<Executor::Result> result = executor_->Run(*batch);
   if (!result.ok()) return Fail(result.status());
   start = Clock::now();
   scheduler_.Commit(result->samples, result->row_bad, absl::Now());
+  scheduler_.ObserveStepTime(MsSince(step_start), draft_ms);
+  executor_->MoveKv(scheduler_.moves().from, scheduler_.moves().to);
+  if (draft_executor_ != nullptr) {
+    draft_executor_->MoveKv(scheduler_.draft_moves().from, scheduler_.draft_moves().to);
+  }
   running_stats_.emit_ms += MsSince(start);
 }
 

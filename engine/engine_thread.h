@@ -23,6 +23,7 @@ namespace espalier {
 struct EngineThreadStats {
   SchedulerStats scheduler;
   ExecutorTimes executor;
+  double draft_ms = 0;     // passes of the draft model
   double schedule_ms = 0;  // messages and schedule
   double emit_ms = 0;      // commit and emit
   int pages_free = 0, pages_cached = 0, pages_locked = 0, pages_retiring = 0;
@@ -34,9 +35,10 @@ class EngineThread {
   // be submitted any more.
   using OnFailure = std::function<void(const absl::Status& failure)>;
 
-  // Borrows the executor. `max_waiting_trees` bounds the trees that have not started.
+  // Borrows the executors; `draft_executor` runs the draft model, null without one.
+  // `max_waiting_trees` bounds the trees that have not started.
   EngineThread(const SchedulerConfig& config, int num_pages, int max_waiting_trees,
-               Executor* executor, OnFailure on_failure);
+               Executor* executor, Executor* draft_executor, OnFailure on_failure);
   // Cancels what is left.
   ~EngineThread();
 
@@ -73,6 +75,7 @@ class EngineThread {
   RadixTree radix_;
   Scheduler scheduler_;
   Executor* const executor_;
+  Executor* const draft_executor_;
   const int max_waiting_trees_;
   const OnFailure on_failure_;
   EngineThreadStats running_stats_;       // engine thread only

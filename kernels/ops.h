@@ -119,7 +119,8 @@ struct GatherRowsParams {
 };
 void GatherRows(const Context& ctx, const GatherRowsParams& p);
 
-// Copies K and V of slot from[i] to slot to[i] of one layer. No slot is both read and written.
+// Copies K and V of slot from[i] to slot to[i] of one layer, in order of i: an entry may overwrite
+// what an earlier one read, but reads nothing that an earlier one wrote.
 struct CopySlotsParams {
   KvLayerView kv;
   const int64_t* from;  // [count]

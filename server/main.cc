@@ -106,6 +106,10 @@ void LogModel(const Engine& engine, absl::Duration load_time) {
                       info.name, static_cast<double>(info.parameters) * 1e-6, info.weight_type,
                       static_cast<double>(info.weight_bytes) / (1 << 20), info.max_context,
                       absl::ToDoubleSeconds(load_time)));
+  if (!info.draft_name.empty()) {
+    Log(LogLevel::kInfo, absl::StrFormat("drafts by %s: %.0f MiB", info.draft_name,
+                                         static_cast<double>(info.draft_weight_bytes) / (1 << 20)));
+  }
   const MemorySummary& memory = info.memory;
   const auto gib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
   if (info.device == Device::kCuda) {

@@ -49,8 +49,8 @@ struct NamesOf<Sharing> {
 
 template <>
 struct NamesOf<Speculative> {
-  static constexpr std::array<std::pair<std::string_view, Speculative>, 2> kAll = {
-      {{"off", Speculative::kOff}, {"ngram", Speculative::kNgram}}};
+  static constexpr std::array<std::pair<std::string_view, Speculative>, 3> kAll = {
+      {{"off", Speculative::kOff}, {"ngram", Speculative::kNgram}, {"draft", Speculative::kDraft}}};
 };
 
 template <>

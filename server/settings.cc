@@ -8,6 +8,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "server/parse_value.h"
 #include "server/wire_guard.h"
 
@@ -124,6 +126,26 @@ absl::StatusOr<int64_t> ParsePageSize(std::string_view text) {
   return size;
 }
 
+constexpr std::string_view kGrow = "grow";
+
+absl::StatusOr<std::vector<int>> ParseDraftShape(std::string_view text) {
+  std::vector<int> levels;
+  if (text == kGrow) return levels;
+  for (absl::string_view level : absl::StrSplit(absl::string_view(text.data(), text.size()), ',')) {
+    absl::StatusOr<int64_t> children = ParseInteger({level.data(), level.size()}, 1, 16);
+    if (!children.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", level, "\" is neither grow nor children between 1 and 16"));
+    }
+    levels.push_back(static_cast<int>(*children));
+  }
+  return levels;
+}
+
+std::string FormatDraftShape(const std::vector<int>& levels) {
+  return levels.empty() ? std::string(kGrow) : absl::StrJoin(levels, ",");
+}
+
 #define FIELD(path) \
   [](auto& options) -> auto& { return options.path; }
 
@@ -171,8 +193,28 @@ std::vector<Setting> MakeSettings() {
                     FIELD(engine.sharing)),
       Name<Speculative>("speculative",
                         "Tokens drafted for a branch and verified in one step. off: none; ngram: "
-                        "what followed the same tokens earlier in its tree. The output is the same",
+                        "what followed the same tokens earlier in its tree; draft: trees of "
+                        "tokens by --draft-model. The output is the same",
                         FIELD(engine.speculative)),
+      Integer("speculative-rows",
+              "Rows to which drafts fill a step; 0: 16, on CUDA 64. Steps of more branches draft "
+              "nothing",
+              0, 256, FIELD(engine.speculative_rows)),
+      Text("draft-model", "PATH", "GGUF file, or Hugging Face folder, of the draft model",
+           FIELD(engine.draft_model_path)),
+      Make("draft-shape", "grow|N,N,...",
+           "Trees of drafts. grow: where the draft model is sure; else children of every token, "
+           "level by level",
+           FIELD(engine.draft_shape.children), ParseDraftShape, FormatDraftShape),
+      Integer("draft-depth", "grow: tokens on a path", 1, 16, FIELD(engine.draft_shape.depth)),
+      Integer("draft-width", "grow: tokens of a level that have children", 1, 16,
+              FIELD(engine.draft_shape.width)),
+      Integer("draft-tokens", "grow: tokens that a branch verifies a step", 1, 256,
+              FIELD(engine.draft_shape.max_tokens)),
+      Make("draft-adaptive", "on|off",
+           "on: nothing is drafted that would bring fewer tokens than its time does otherwise",
+           FIELD(engine.draft_shape.adaptive), ParseSwitch,
+           [](bool on) { return std::string(on ? "on" : "off"); }),
       Size("kv-memory",
            "Memory of the KV cache; 0: on the CPU a quarter of the free memory, at most 4GiB; on "
            "CUDA what --gpu-memory-fraction leaves",

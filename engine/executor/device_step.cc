@@ -59,6 +59,12 @@ bool DeviceStep::UploadRequests(const StepBatch& batch) {
   for (const LogitsTask& task : batch.tasks) {
     DeviceSampleRequest request;
     request.logits_row = task.logits_row;
+    if (task.num_candidates > 0) {
+      request.score_token = 0;
+      request.top_logprobs = task.num_candidates;
+      requests_.push_back(std::move(request));
+      continue;
+    }
     if (task.score_token) {
       request.score_token = *task.score_token;
       request.top_logprobs = task.tree->top_logprobs(task.segment);
@@ -119,7 +125,8 @@ absl::Status DeviceStep::Launch(const StepBatch& batch, const TreePlan& plan) {
     if (requests > 0) sampler_.Run(output.logits.data(), requests);
     CopyToHost(ctx_, row_bad_.As<uint8_t>(), output.row_bad.data(), rows);
   };
-  const bool decode = batch.logits_rows.size() == batch.token_ids.size();
+  // Passes of a draft model have a row more of some branches.
+  const bool decode = 2 * batch.logits_rows.size() >= batch.token_ids.size();
   if (options_.graphs && decode && rows <= kMaxGraphRows) {
     graphs_.Run({.rows = rows,
                  .logits_rows = logits_rows,

@@ -1,11 +1,14 @@
 #include "engine/executor/executor.h"
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/core/check.h"
+#include "kernels/ops.h"
 
 namespace espalier {
 namespace {
@@ -52,7 +55,15 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(Context* ctx, Llama* 
                             .max_logits_rows = options.max_logits_rows});
     if (!step.ok()) return step.status();
     executor->device_step_ = *std::move(step);
-    executor->plan_ahead_ = std::make_unique<PlanAhead>(executor->plan_options_);
+    if (options.plan_ahead) {
+      executor->plan_ahead_ = std::make_unique<PlanAhead>(executor->plan_options_);
+    }
+    const size_t bytes = 2 * static_cast<size_t>(options.max_logits_rows) * sizeof(int64_t);
+    executor->move_slots_ = DeviceBuffer(*ctx, bytes);
+    executor->move_staging_ = StagingBuffer(*ctx, bytes);
+    if (executor->move_slots_.empty() || executor->move_staging_.empty()) {
+      return absl::ResourceExhaustedError("there is no device memory for moving KV");
+    }
   }
   return executor;
 }
@@ -91,9 +102,30 @@ absl::StatusOr<Executor::Result> Executor::RunOnDevice(const StepBatch& batch,
                                                        const TreePlan& plan) {
   const Timer timer(&times_.forward_ms);
   if (absl::Status status = device_step_->Launch(batch, plan); !status.ok()) return status;
-  plan_ahead_->Prepare(batch.shape);
+  if (plan_ahead_ != nullptr) plan_ahead_->Prepare(batch.shape);
   if (absl::Status status = device_step_->Wait(batch, &samples_); !status.ok()) return status;
   return Result{.samples = samples_, .row_bad = device_step_->row_bad()};
+}
+
+void Executor::MoveKv(std::span<const int64_t> from, std::span<const int64_t> to) {
+  ESPALIER_CHECK(from.size() == to.size());
+  if (from.empty()) return;
+  const int64_t* slots[] = {from.data(), to.data()};
+  if (ctx_->device() == Device::kCuda) {
+    // The last step's end was waited for, so nobody reads the staging any more.
+    auto* staging = move_staging_.As<int64_t>();
+    ESPALIER_CHECK(2 * from.size_bytes() <= move_staging_.bytes());
+    std::ranges::copy(from, staging);
+    std::ranges::copy(to, staging + from.size());
+    CopyToDevice(*ctx_, move_slots_.As<void>(), staging, 2 * from.size_bytes());
+    slots[0] = move_slots_.As<int64_t>();
+    slots[1] = slots[0] + from.size();
+  }
+  for (const KvLayerView& layer : layers_) {
+    kernels::CopySlots(
+        *ctx_,
+        {.kv = layer, .from = slots[0], .to = slots[1], .count = static_cast<int>(from.size())});
+  }
 }
 
 void Executor::DrawSamples(const StepBatch& batch, std::span<const float> logits) {
@@ -103,6 +135,10 @@ void Executor::DrawSamples(const StepBatch& batch, std::span<const float> logits
     const LogitsTask& task = batch.tasks[i];
     const std::span<const float> row = logits.subspan(task.logits_row * vocab, vocab);
     Sampler& sampler = samplers_[worker];
+    if (task.num_candidates > 0) {
+      samples_[i] = sampler.Score(row, 0, task.num_candidates);
+      return;
+    }
     if (task.score_token) {
       samples_[i] = sampler.Score(row, *task.score_token, task.tree->top_logprobs(task.segment));
       return;

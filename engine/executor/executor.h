@@ -14,6 +14,7 @@
 #include "engine/scheduler/step_batch.h"
 #include "kernels/attention/tree_plan.h"
 #include "kernels/runtime/context.h"
+#include "kernels/runtime/device_memory.h"
 #include "model/llama.h"
 
 namespace espalier {
@@ -21,6 +22,7 @@ namespace espalier {
 struct ExecutorOptions {
   AttentionVariant attention = AttentionVariant::kDefault;
   bool cuda_graphs = true;
+  bool plan_ahead = true;  // CUDA: plans the likely next step while the device works
   int max_rows = 0;
   int max_logits_rows = 0;
 };
@@ -45,6 +47,10 @@ class Executor {
   // Valid until the next call. An error is the device's: no step can follow it.
   absl::StatusOr<Result> Run(const StepBatch& batch);
 
+  // Copies KV from slot to slot before the next Run, in order; no entry reads what an earlier one
+  // writes. At most max_logits_rows entries.
+  void MoveKv(std::span<const int64_t> from, std::span<const int64_t> to);
+
   const ExecutorTimes& times() const { return times_; }
 
  private:
@@ -63,6 +69,8 @@ class Executor {
   std::vector<Sample> samples_;
   std::unique_ptr<DeviceStep> device_step_;  // CUDA
   std::unique_ptr<PlanAhead> plan_ahead_;    // CUDA
+  DeviceBuffer move_slots_;                  // CUDA
+  StagingBuffer move_staging_;               // CUDA
   ExecutorTimes times_;
 };
 

@@ -290,6 +290,15 @@ void RadixTree::Truncate(NodeId id, int tokens) {
   if (node.complete()) node.filler = 0;
 }
 
+void RadixTree::Replace(NodeId id, int offset, std::span<const int32_t> tokens) {
+  Node& node = nodes_[IndexOf(id)];
+  ESPALIER_CHECK(!node.indexed);
+  ESPALIER_CHECK(node.complete());
+  ESPALIER_CHECK(node.is_leaf());
+  ESPALIER_CHECK(offset >= 0 && offset + static_cast<int>(tokens.size()) <= node.num_tokens());
+  std::ranges::copy(tokens, node.tokens.begin() + offset);
+}
+
 // ---- pages
 
 bool RadixTree::AcquirePage(int32_t index) {

@@ -96,6 +96,9 @@ class RadixTree {
   // splits the node at its end and goes on in the lower half (which keeps the id and is empty
   // then) on a fresh page; after that it re-uses them, for the page has no other owner.
   void Truncate(NodeId leaf, int tokens);
+  // Puts `tokens` in place of as many of a complete private node's from `offset` on: its owner has
+  // moved their KV there.
+  void Replace(NodeId leaf, int offset, std::span<const int32_t> tokens);
   // Indexes a private node now (its branch forked or ended), if no indexed sibling begins with the
   // same token; otherwise it stays private until unlocked.
   void Publish(NodeId leaf);

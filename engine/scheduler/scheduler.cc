@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <ranges>
+#include <set>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
@@ -29,7 +31,11 @@ void AddUsage(const Usage& from, Usage* to) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerConfig& config, PagePool* pool, RadixTree* radix)
-    : config_(config), pool_(pool), radix_(radix), pins_(radix) {
+    : config_(config),
+      pool_(pool),
+      radix_(radix),
+      pins_(radix),
+      draft_kv_(pool->num_pages(), config.page_size) {
   ESPALIER_CHECK(config_.max_batch_tokens > 0);
   ESPALIER_CHECK(config_.max_logits_rows > 0);
   ESPALIER_CHECK(config_.max_live_branches > 0);
@@ -91,16 +97,26 @@ const StepBatch* Scheduler::Schedule(absl::Time now) {
     RemoveFinished(now);
     return nullptr;
   }
-  ScheduleDrafts();
   for (auto& live : trees_) {
     if (live->rows.empty() || live->running) continue;
     live->running = true;
     live->tree->usage().queue_ms = absl::ToDoubleMilliseconds(now - live->tree->submitted());
   }
-  BuildBatch();
   pool_->StepSubmitted(step_);
   step_open_ = true;
   ++stats_.steps;
+  if (CollectDrafts()) {
+    if (config_.speculative == Speculative::kNgram) {
+      DraftByNgrams();
+    } else if (const StepBatch* pass = FirstDraftPass()) {
+      return pass;
+    }
+  }
+  return FinishSchedule();
+}
+
+const StepBatch* Scheduler::FinishSchedule() {
+  BuildBatch();
   return &batch_;
 }
 
@@ -111,8 +127,13 @@ void Scheduler::Commit(std::span<const Sample> samples, std::span<const uint8_t>
   ESPALIER_CHECK(row_bad.size() == rows_.size());
   step_open_ = false;
   pool_->StepDone(step_);
+  moves_ = {};
+  draft_moves_ = {};
+  tokens_taken_ = 0;
+  const bool decodes = batch_.logits_rows.size() == rows_.size();
+  decode_rows_ = decodes ? static_cast<int>(rows_.size()) : 0;
   for (size_t i = 0; i < rows_.size(); ++i) {
-    if (row_bad[i] == 0 || rows_[i].draft) continue;  // nobody may ever look at a draft's row
+    if (row_bad[i] == 0 || rows_[i].draft >= 0) continue;  // nobody may ever look at a draft's row
     rows_[i].live->failure = absl::InternalError(
         absl::StrCat("the model gave a value that is not finite at position ", rows_[i].position));
   }
@@ -148,8 +169,9 @@ void Scheduler::CommitBranch(size_t task, std::span<const Sample> samples,
   LiveTree& live = *tasks_[task].live;
   const int segment = tasks_[task].segment;
   DecodeTree::Accepted accepted = live.tree->Accept(segment, samples[task], now);
-  if (live.slots[segment].drafted > 0) {
-    accepted = AcceptDraft(live, segment, accepted, samples[task].token, samples, row_bad, now);
+  ++tokens_taken_;
+  if (const int draft = live.slots[segment].draft; draft >= 0) {
+    accepted = AcceptDraft(drafts_[draft], accepted, samples[task].token, samples, row_bad, now);
   }
   if (accepted.held && accepted.finished) {
     Drop(live, segment);  // children of what the search keeps find its path in the cache
@@ -187,7 +209,14 @@ void Scheduler::Abandon(const absl::Status& status, absl::Time now) {
   ESPALIER_CHECK(step_open_);
   step_open_ = false;
   pool_->StepDone(step_);
+  std::set<std::string> touched;
+  for (const auto& live : trees_) touched.insert(live->name_space);
   CancelAll(status, now);
+  // What the step should have stored must not be found by anybody.
+  for (const std::string& name_space : touched) radix_->DropNamespace(name_space);
+  draft_kv_.Clear();
+  moves_ = {};
+  draft_moves_ = {};
 }
 
 void Scheduler::Emit() {
@@ -622,6 +651,7 @@ void Scheduler::AddChildren(LiveTree& live, int segment) {
 int Scheduler::AddRow(LiveTree& live, int segment, int position, int32_t token, int64_t kv_slot) {
   const int row = static_cast<int>(rows_.size());
   rows_.push_back({&live, segment, live.slots[segment].tail, position, token, kv_slot});
+  if (kv_slot >= 0) draft_kv_.Remove(kv_slot);
   live.rows.push_back(row);
   live.slots[segment].step = step_;
   return row;
@@ -746,6 +776,7 @@ void Scheduler::Hold(LiveTree& live, int segment, NodeId locked_tail) {
   ESPALIER_CHECK(!slot.locked);
   slot.tail = locked_tail;
   slot.locked = true;
+  slot.draft_filled = 0;
   ++holders_;
   if (live.tree->segment(segment).kind == SegmentKind::kBranch) ++live_branches_;
 }
@@ -812,11 +843,16 @@ void Scheduler::BuildBatch() {
   batch_.Clear();
   batch_.step = step_;
   batch_.shape.page_size = config_.page_size;
+  ++shape_builds_;
   logits_index_.assign(rows_.size(), -1);
   for (size_t i = 0; i < rows_.size(); ++i) {
     const Row& row = rows_[i];
-    const NodeId node = NodeAt(row.tail, row.position);
-    batch_.shape.AddQuery(ShapeNode(node), row.position - NodeStart(node));
+    if (row.draft >= 0) {
+      batch_.shape.AddQuery(DraftShapeNode(drafts_[row.draft]), row.place);
+    } else {
+      const NodeId node = NodeAt(row.tail, row.position);
+      batch_.shape.AddQuery(ShapeNode(node, &batch_), row.position - NodeStart(node));
+    }
     batch_.token_ids.push_back(row.token);
     batch_.positions.push_back(row.position);
     batch_.kv_slots.push_back(row.kv_slot);
@@ -826,24 +862,35 @@ void Scheduler::BuildBatch() {
     }
   }
   for (const Task& task : tasks_) {
-    batch_.tasks.push_back({logits_index_[task.row], task.live->tree.get(), task.segment,
-                            task.score_token, task.drafted});
+    batch_.tasks.push_back({.logits_row = logits_index_[task.row],
+                            .tree = task.live->tree.get(),
+                            .segment = task.segment,
+                            .score_token = task.score_token,
+                            .drafted = task.drafted,
+                            .above = task.above});
   }
   for (auto& live : trees_) CountReads(*live);
 }
 
-int Scheduler::ShapeNode(NodeId node) {
+// Tokens of the node in the step's forest: those with KV that are no draft.
+int Scheduler::NumTokens(NodeId node) const {
+  const NodeStamp& stamp = stamps_[node.index];
+  return radix_->filled(node) - (stamp.draft_step == step_ ? stamp.drafted : 0);
+}
+
+// The node in the batch that is being built.
+int Scheduler::ShapeNode(NodeId node, StepBatch* batch) {
   const NodeId parent = radix_->parent(node);
   if (!parent.valid()) return -1;  // a root has no tokens
   if (static_cast<size_t>(node.index) >= stamps_.size()) stamps_.resize(node.index + 1);
-  if (stamps_[node.index].shape_step == step_) return stamps_[node.index].shape_index;
-  const int above = ShapeNode(parent);
-  const int tokens = radix_->filled(node);
+  if (stamps_[node.index].shape_build == shape_builds_) return stamps_[node.index].shape_index;
+  const int above = ShapeNode(parent, batch);
+  const int tokens = NumTokens(node);
   const int first_slot = radix_->first_slot(node);
   const int pages = (first_slot + tokens + config_.page_size - 1) / config_.page_size;
   const int index =
-      batch_.shape.AddNode(above, tokens, first_slot, radix_->pages(node).subspan(0, pages));
-  stamps_[node.index].shape_step = step_;
+      batch->shape.AddNode(above, tokens, first_slot, radix_->pages(node).subspan(0, pages));
+  stamps_[node.index].shape_build = shape_builds_;
   stamps_[node.index].shape_index = index;
   return index;
 }
@@ -856,12 +903,16 @@ void Scheduler::CountReads(LiveTree& live) {
   const uint64_t mark = ++read_marks_;
   for (size_t i = 0; i < live.rows.size(); ++i) {
     const int row = live.rows[i];
-    const bool run_goes_on = i + 1 < live.rows.size() && !rows_[live.rows[i + 1]].draft &&
+    const bool run_goes_on = i + 1 < live.rows.size() && rows_[live.rows[i + 1]].draft < 0 &&
                              rows_[live.rows[i + 1]].segment == rows_[row].segment &&
                              rows_[live.rows[i + 1]].position == rows_[row].position + 1;
-    if (rows_[row].draft) {
-      ++usage.kv_tokens_read_logical;  // the rest of its path is its pending token's
-    } else if (!run_goes_on) {
+    if (rows_[row].draft >= 0) {
+      // The rest of its path is its pending token's.
+      ++usage.kv_tokens_read_logical;
+      ++usage.kv_tokens_read_unique;
+      continue;
+    }
+    if (!run_goes_on) {
       usage.kv_tokens_read_logical += rows_[row].position + 1;
     }
     NodeId node = NodeAt(rows_[row].tail, rows_[row].position);
@@ -869,7 +920,7 @@ void Scheduler::CountReads(LiveTree& live) {
          node = parent, parent = radix_->parent(node)) {
       if (stamps_[node.index].read_mark == mark) break;
       stamps_[node.index].read_mark = mark;
-      usage.kv_tokens_read_unique += radix_->filled(node);
+      usage.kv_tokens_read_unique += NumTokens(node);
     }
   }
 }
@@ -898,6 +949,7 @@ void Scheduler::CheckInvariants() const {
 }
 
 void StepBatch::Clear() {
+  draft_pass = false;
   shape.Clear();
   token_ids.clear();
   positions.clear();

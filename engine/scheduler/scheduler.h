@@ -24,6 +24,9 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "engine/draft/draft_budget.h"
+#include "engine/draft/draft_tree.h"
+#include "engine/draft/filled_slots.h"
 #include "engine/kvcache/pinned_paths.h"
 #include "engine/kvcache/radix_tree.h"
 #include "engine/sampler/sampler.h"
@@ -44,6 +47,9 @@ struct SchedulerConfig {
   // Drafts fill a step up to so many rows: below it a row costs little, for reading weights and KV
   // is what takes the time. A step that decodes as many branches drafts nothing.
   int speculative_rows = 16;
+  DraftShape draft_shape = {};  // kDraft only, as the next two
+  int draft_max_context = 0;    // positions that the draft model has
+  int draft_vocab_size = 0;     // tokens that both models have
   absl::Duration stall_timeout = absl::Seconds(60);
 };
 
@@ -73,12 +79,27 @@ class Scheduler {
   void CancelAll(const absl::Status& status, absl::Time now);
 
   // The next step, or null when nothing can run now. Every non-null batch is followed by Commit.
+  // One with `draft_pass` is for the draft model: its samples go to TakeDraft, which returns the
+  // batch that follows, until the step itself is there.
   const StepBatch* Schedule(absl::Time now);
+  const StepBatch* TakeDraft(std::span<const Sample> samples);
   // samples: one a task. row_bad: one a row, non-zero where a value was not finite.
   void Commit(std::span<const Sample> samples, std::span<const uint8_t> row_bad, absl::Time now);
 
   // Instead of Commit, when the step failed: ends every tree with `status`.
   void Abandon(const absl::Status& status, absl::Time now);
+
+  // KV that the last Commit wants moved before the next step, slot by slot in order: no entry reads
+  // what an earlier one writes.
+  struct KvMoves {
+    std::vector<int64_t> from, to;
+  };
+  const KvMoves& moves() const { return moves_; }
+  const KvMoves& draft_moves() const { return draft_moves_; }
+
+  // How long the last committed step took, and its drafting: what drafts may cost follows from it.
+  void ObserveStepTime(double ms, double draft_ms);
+  void ObserveDraftPassTime(double ms);
 
   // What sessions keep in the cache between their commands. It gives way before any tree is
   // preempted.
@@ -118,11 +139,10 @@ class Scheduler {
     int next_sample = 0;       // prompt: branches started so far
     int waiting_children = 0;  // children that were never admitted
     uint64_t step = 0;         // the last step with a row of this segment
-    // Of the step under construction: tokens drafted below the pending one, and the task that
-    // follows the first of them.
-    int drafted = 0;
-    int draft_task = 0;
-    int draft_limit = kFirstDraft;  // follows what was accepted
+    int draft = -1;            // of the step under construction: index into drafts_
+    // ngram: how many tokens are drafted next, which follows what was accepted.
+    int draft_limit = kFirstDraft;
+    int draft_filled = 0;  // draft model: tokens of the path whose KV it is known to have
   };
 
   struct LiveTree {
@@ -145,7 +165,8 @@ class Scheduler {
     int32_t token;
     int64_t kv_slot;
     bool logits = false;
-    bool draft = false;
+    int draft = -1;  // a drafted token: index into drafts_
+    int place = -1;  // and its place there
   };
 
   struct Task {
@@ -154,6 +175,25 @@ class Scheduler {
     int segment;
     std::optional<int32_t> score_token;
     int drafted = 0;
+    int above = -1;
+  };
+
+  // What is drafted for a branch in the step under construction. Its tokens lie in the branch's
+  // leaf, behind `base` tokens of its own.
+  struct BranchDraft {
+    LiveTree* live;
+    int segment;
+    int max_depth;  // more tokens one below the other cannot be accepted
+    int base = 0;
+    int task = 0;                      // the branch's own
+    DraftTree tree;                    // draft model only, as the next three
+    bool growing = false;              // it has its path's KV and may take another level
+    int num_computed = 0;              // expanded tokens that have KV
+    std::vector<int> pass_nodes = {};  // by expanded place: its node in the pass, or -1
+    int slots = 0;                     // behind the leaf's own
+    DraftLayout layout = {};
+    int first_task = 0;  // of the layout's first place
+    int shape_node = -1;
   };
 
   int RowsLeft() const { return config_.max_batch_tokens - static_cast<int>(rows_.size()); }
@@ -171,12 +211,29 @@ class Scheduler {
   void VisitFilling(LiveTree& live, int segment);
   void DecodeRow(LiveTree& live, int segment);
   // Drafts: draft_rows.cc.
-  void ScheduleDrafts();
-  int Draft(LiveTree& live, int segment, int max_tokens);
+  bool CollectDrafts();
+  void DraftByNgrams();
+  int DraftShare(size_t draft) const;
+  int ReserveDraftSlots(BranchDraft& draft, int count);
+  void Verify(BranchDraft& draft, DraftLayout layout);
+  int64_t DraftSlot(const BranchDraft& draft, int place) const;
+  int DraftShapeNode(BranchDraft& draft);
+  void KeepDraft(BranchDraft& draft, std::span<const int> places);
+  // The draft model's passes: draft_passes.cc.
+  bool PassPays(double frontier) const;
+  double MinDraftProbability() const;
+  const StepBatch* FirstDraftPass();
+  const StepBatch* NextDraftPass();
+  bool AddMissing(BranchDraft& draft);
+  int PassNode(BranchDraft& draft, int token);
+  void AddPassRow(int32_t token, int position, int64_t kv_slot, int node, int offset);
+  void AddPassTask(int draft, int token);
+  void VerifyDrafts();
+  const StepBatch* FinishSchedule();
   void CommitBranch(size_t task, std::span<const Sample> samples, std::span<const uint8_t> row_bad,
                     absl::Time now);
-  DecodeTree::Accepted AcceptDraft(LiveTree& live, int segment, DecodeTree::Accepted accepted,
-                                   int32_t token, std::span<const Sample> samples,
+  DecodeTree::Accepted AcceptDraft(BranchDraft& draft, DecodeTree::Accepted accepted, int32_t token,
+                                   std::span<const Sample> samples,
                                    std::span<const uint8_t> row_bad, absl::Time now);
 
   bool Admit(LiveTree& live, int segment);
@@ -216,7 +273,8 @@ class Scheduler {
   void BuildBatch();
   int NodeStart(NodeId node) const;
   NodeId NodeAt(NodeId tail, int position) const;
-  int ShapeNode(NodeId node);
+  int NumTokens(NodeId node) const;
+  int ShapeNode(NodeId node, StepBatch* batch);
   void CountReads(LiveTree& live);
 
   const SchedulerConfig config_;
@@ -240,18 +298,35 @@ class Scheduler {
   bool admission_closed_ = false;
   bool retry_ = false;  // a preemption freed pages though no row was scheduled
   std::vector<std::pair<LiveTree*, int>> decoding_;
-  std::vector<std::pair<LiveTree*, int>> drafting_;
+  std::vector<BranchDraft> drafts_;
+  int draft_rows_left_ = 0;  // of the step, for drafts
+  StepBatch draft_batch_;
+  std::vector<std::pair<int, int>> pass_tasks_;  // draft, and the token that it goes on from
+  double pass_frontier_ = 0;                     // probability in sum
+  bool small_pass_ = false;                      // hardly more than tokens to go on from
+  double draft_pass_ms_ = 0;                     // the last pass took
+  std::vector<std::pair<int32_t, float>> candidates_;
+  FilledSlots draft_kv_;  // the draft model's
+  DraftBudget draft_budget_;
+  KvMoves moves_;
+  KvMoves draft_moves_;
+  int decode_rows_ = 0;   // of the last step, if it did nothing but decode and verify; else 0
+  int tokens_taken_ = 0;  // of the last step
   std::vector<int64_t> fill_slots_;
   std::vector<int> logits_index_;  // [rows]
   StepBatch batch_;
 
   struct NodeStamp {
-    uint64_t shape_step = 0;
+    uint64_t shape_build = 0;
     int shape_index = -1;
+    // Tokens at the node's end that are a draft.
+    uint64_t draft_step = 0;
+    int drafted = 0;
     uint64_t read_mark = 0;
   };
   std::vector<NodeStamp> stamps_;  // [radix node index]
   uint64_t read_marks_ = 0;
+  uint64_t shape_builds_ = 0;
 };
 
 }  // namespace espalier

@@ -16,14 +16,19 @@ struct LogitsTask {
   DecodeTree* tree = nullptr;
   int segment = 0;
   // Draw when empty, otherwise score this token.
-  std::optional<int32_t> score_token;
-  // Draws the token that follows so many drafted ones. A branch's tasks with 1, 2, … drafted tokens
-  // stand side by side; their rows hold the draft.
+  std::optional<int32_t> score_token = {};
+  // Draws the token that follows a drafted one, which this task's row holds: its depth in the
+  // draft, and the task that draws the token before it. 0: the branch's own.
   int drafted = 0;
+  int above = -1;
+  // Of a pass of the draft model: only the most likely tokens are wanted, so many.
+  int num_candidates = 0;
 };
 
 struct StepBatch {
   uint64_t step = 0;
+  // A pass of the draft model: nothing is drawn, and its KV goes to that model's cache.
+  bool draft_pass = false;
   TreeShape shape;
   std::vector<int32_t> token_ids;    // [rows]
   std::vector<int32_t> positions;    // [rows]

@@ -206,8 +206,8 @@ class DecodeTree {
   // [nodes] instances that one search spans: more than 1 only across paths.
   std::vector<int> search_paths_;
   std::vector<int> search_home_;  // [nodes] across paths: the segment that holds the search, or -1
-  std::vector<int> moved_searches_;                // prompt segments, since DecideSearches
-  std::deque<Segment> segments_;                   // references stay valid while segments are added
+  std::vector<int> moved_searches_;  // prompt segments, since DecideSearches
+  std::deque<Segment> segments_;     // references stay valid while segments are added
   int num_branches_ = 0;
   StepTokens pending_tokens_;
   std::vector<TreeEvent> pending_ends_;

@@ -137,16 +137,33 @@ __global__ void FlagNonFiniteKernel(const T* x, int64_t cols, uint8_t* row_bad) 
 }
 
 // Grid: (slots, kv heads, K and V). Elements are of two bytes.
-__global__ void CopySlotsKernel(KvLayerView kv, const int64_t* from, const int64_t* to) {
-  auto* side = static_cast<uint16_t*>(blockIdx.z == 0 ? kv.k : kv.v);
-  const int head = static_cast<int>(blockIdx.y);
-  const auto offset = [&](int64_t slot) {
-    return ((slot / kv.page_size * kv.num_kv_heads + head) * kv.page_size + slot % kv.page_size) *
-           kv.head_dim;
+// A block does one head's K or V, a chunk of slots at a time: a chunk is read whole before it is
+// written.
+constexpr int kCopyChunk = 64;
+
+__global__ void CopySlotsKernel(KvLayerView kv, const int64_t* from, const int64_t* to, int count) {
+  extern __shared__ uint4 chunk[];
+  auto* side = static_cast<uint16_t*>(blockIdx.y == 0 ? kv.k : kv.v);
+  const int head = static_cast<int>(blockIdx.x);
+  const int vectors = kv.head_dim / 8;
+  const auto vector = [&](int64_t slot, int i) {
+    return reinterpret_cast<uint4*>(side +
+                                    ((slot / kv.page_size * kv.num_kv_heads + head) * kv.page_size +
+                                     slot % kv.page_size) *
+                                        kv.head_dim) +
+           i;
   };
-  const uint16_t* source = side + offset(from[blockIdx.x]);
-  uint16_t* target = side + offset(to[blockIdx.x]);
-  for (int i = threadIdx.x; i < kv.head_dim; i += blockDim.x) target[i] = source[i];
+  for (int begin = 0; begin < count; begin += kCopyChunk) {
+    const int total = min(kCopyChunk, count - begin) * vectors;
+    for (int i = threadIdx.x; i < total; i += blockDim.x) {
+      chunk[i] = *vector(from[begin + i / vectors], i % vectors);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < total; i += blockDim.x) {
+      *vector(to[begin + i / vectors], i % vectors) = chunk[i];
+    }
+    __syncthreads();
+  }
 }
 
 }  // namespace
@@ -222,8 +239,9 @@ void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p) {
 void CopySlots(const Context& ctx, const CopySlotsParams& p) {
   if (p.count == 0) return;
   ESPALIER_CHECK(p.kv.dtype == ctx.activation_dtype());
-  const dim3 grid(p.count, p.kv.num_kv_heads, 2);
-  CopySlotsKernel<<<grid, 64, 0, StreamOf(ctx)>>>(p.kv, p.from, p.to);
+  const dim3 grid(p.kv.num_kv_heads, 2);
+  const size_t shared = sizeof(uint16_t) * kCopyChunk * p.kv.head_dim;
+  CopySlotsKernel<<<grid, 256, shared, StreamOf(ctx)>>>(p.kv, p.from, p.to, p.count);
   CheckLaunch(ctx, "CopySlots");
 }
 

@@ -67,6 +67,18 @@ class CudaEngineTest : public testing::TestWithParam<std::string> {
     EXPECT_TRUE(engine.ok()) << engine.status();
     return *std::move(engine);
   }
+  // With itself as the draft model.
+  std::unique_ptr<Engine> MakeDrafted(EngineConfig config) {
+    config.draft_model_path = GetParam();
+    if (GetParam() != "random") {
+      return MakeEngine(config, OpenTinyCheckpoint(GetParam()), OpenTinyCheckpoint(GetParam()));
+    }
+    config.random_weights = 7;
+    config.model_path = config.draft_model_path = random_.path();
+    absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(config);
+    EXPECT_TRUE(engine.ok()) << engine.status();
+    return *std::move(engine);
+  }
 
  private:
   RandomModel random_;
@@ -320,6 +332,99 @@ TEST_P(CudaEngineTest, DraftsAreVerified) {
   }
   EXPECT_GT(total.drafted_tokens, 20);
   EXPECT_GT(total.accepted_tokens, 5);
+  EXPECT_EQ(engine->Stats().pages_locked, 0);
+}
+
+TEST_P(CudaEngineTest, TreesOfDraftsAreVerified) {
+  EngineConfig config = Config(Sharing::kCache);
+  config.speculative = Speculative::kDraft;
+  const std::unique_ptr<Engine> plain = Make(Config(Sharing::kCache));
+  for (const std::vector<int>& children : {std::vector<int>{}, {3, 2, 1}, {1, 1, 1, 1}}) {
+    config.draft_shape.children = children;
+    config.draft_shape.adaptive = false;
+    const std::unique_ptr<Engine> engine = MakeDrafted(config);
+    std::mt19937_64 rng(48);
+    Usage total;
+    float largest = 0;
+    for (int round = 0; round < 8; ++round) {
+      TreeRequest request;
+      request.nodes = {Node(-1, RandomTokens(rng, 5 + 20 * round)), Node(0, {1, 2}, GreedyTop(40)),
+                       Node(0, {3}, GreedyTop(30)), Node(1, {4, 5}, GreedyTop(20))};
+      const TreeResult drafted = RunTree(*engine, request);
+      const TreeResult expected = RunTree(*plain, request);
+      ASSERT_TRUE(drafted.status.ok()) << drafted.status;
+      for (const int node : {1, 2}) {
+        ExpectCloseBranch(expected.Branch(node), drafted.Branch(node), &largest);
+      }
+      total.drafted_tokens += drafted.usage.drafted_tokens;
+      total.accepted_tokens += drafted.usage.accepted_tokens;
+      total.verify_steps += drafted.usage.verify_steps;
+    }
+    // The draft model is the model itself: most of what it is sure of is accepted.
+    EXPECT_GT(total.accepted_tokens, total.verify_steps / 2);
+    engine->Drain(absl::Seconds(10));
+    EXPECT_EQ(engine->Stats().pages_locked, 0);
+  }
+}
+
+// A beam search's hypotheses, best first.
+std::vector<BranchResult> Hypotheses(const TreeResult& result) {
+  std::vector<BranchResult> kept;
+  for (const auto& [id, branch] : result.branches) {
+    if (branch.end.rank) kept.push_back(branch);
+  }
+  std::ranges::sort(kept, {}, [](const BranchResult& b) { return *b.end.rank; });
+  return kept;
+}
+
+// Its hypotheses are what their scores say, by scoring each on the same engine, and about as good
+// as those that fp32 finds on the CPU.
+TEST_P(CudaEngineTest, BeamSearchFindsWhatItSays) {
+  const std::unique_ptr<Engine> engine = Make(Config(Sharing::kCache));
+  EngineConfig cpu_config = Config(Sharing::kCache);
+  cpu_config.device = Device::kCpu;
+  const std::unique_ptr<Engine> cpu = Make(cpu_config);
+  std::mt19937_64 rng(49);
+  for (const int width : {1, 4, 8}) {
+    for (const float penalty : {1.0f, 0.0f}) {
+      SCOPED_TRACE(testing::Message() << "width " << width << " penalty " << penalty);
+      const std::vector<int32_t> prompt = RandomTokens(rng, 60);
+      Generation g;
+      g.max_tokens = 20;
+      g.search = BeamSearch{.width = width, .num_return = width, .length_penalty = penalty};
+      TreeRequest request;
+      request.nodes = {Node(-1, prompt, g)};
+      const TreeResult result = RunTree(*engine, request);
+      ASSERT_TRUE(result.status.ok()) << result.status;
+      const std::vector<BranchResult> found = Hypotheses(result);
+      ASSERT_EQ(static_cast<int>(found.size()), width);
+      for (size_t i = 0; i < found.size(); ++i) {
+        std::vector<int32_t> tokens = found[i].end.hypothesis_token_ids;
+        for (size_t j = 0; j < i; ++j) {
+          EXPECT_NE(tokens, found[j].end.hypothesis_token_ids);
+          EXPECT_GE(*found[j].end.score, *found[i].end.score);
+        }
+        if (found[i].end.reason == FinishReason::kStop) {
+          tokens.push_back(std::stoi(found[i].end.stop_reason));
+        }
+        TreeRequest scoring;
+        scoring.nodes = {Node(-1, prompt), Node(0, tokens)};
+        scoring.nodes[1].score = true;
+        const TreeResult scored = RunTree(*engine, scoring);
+        ASSERT_TRUE(scored.status.ok()) << scored.status;
+        double sum = 0;
+        for (const TokenLogprob& t : scored.scores.at(0).logprobs) sum += t.logprob;
+        EXPECT_NEAR(*found[i].end.score * std::pow(tokens.size(), penalty), sum,
+                    0.1 * kTolerance * static_cast<double>(tokens.size()));
+      }
+      const TreeResult expected = RunTree(*cpu, request);
+      ASSERT_TRUE(expected.status.ok()) << expected.status;
+      const double best = *Hypotheses(expected).at(0).end.score;
+      const double tokens = penalty == 0 ? 20 : 1;
+      EXPECT_NEAR(*found[0].end.score, best, kTolerance * tokens);
+    }
+  }
+  engine->Drain(absl::Seconds(10));
   EXPECT_EQ(engine->Stats().pages_locked, 0);
 }
 

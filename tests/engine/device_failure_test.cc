@@ -54,7 +54,8 @@ class DeviceFailureTest : public testing::Test {
                                   {.max_rows = kRows, .max_logits_rows = kRows});
     thread_ = std::make_unique<EngineThread>(
         SchedulerConfig{.max_batch_tokens = kRows, .max_logits_rows = kRows}, kPages,
-        /*max_waiting_trees=*/16, executor_.get(), [this](const absl::Status& status) {
+        /*max_waiting_trees=*/16, executor_.get(), /*draft_executor=*/nullptr,
+        [this](const absl::Status& status) {
           ++failures_;
           failure_ = status;
         });

@@ -27,9 +27,10 @@ std::unique_ptr<Checkpoint> OpenTinyCheckpoint(const std::string& name) {
 }
 
 std::unique_ptr<Engine> MakeEngine(const EngineConfig& config,
-                                   std::unique_ptr<Checkpoint> checkpoint) {
-  absl::StatusOr<std::unique_ptr<Engine>> engine =
-      Engine::Create(config, std::move(checkpoint), std::make_unique<FakeTokenizer>(kTinyVocab));
+                                   std::unique_ptr<Checkpoint> checkpoint,
+                                   std::unique_ptr<Checkpoint> draft) {
+  absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(
+      config, std::move(checkpoint), std::make_unique<FakeTokenizer>(kTinyVocab), std::move(draft));
   EXPECT_TRUE(engine.ok()) << engine.status();
   return *std::move(engine);
 }

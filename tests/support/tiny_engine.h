@@ -20,7 +20,8 @@ EngineConfig ExactConfig(Sharing sharing);
 // `name` is a path below tests/golden/tiny.
 std::unique_ptr<Checkpoint> OpenTinyCheckpoint(const std::string& name);
 std::unique_ptr<Engine> MakeEngine(const EngineConfig& config,
-                                   std::unique_ptr<Checkpoint> checkpoint);
+                                   std::unique_ptr<Checkpoint> checkpoint,
+                                   std::unique_ptr<Checkpoint> draft = nullptr);
 std::unique_ptr<Engine> MakeEngine(const EngineConfig& config,
                                    const std::string& name = "llama-gqa8-linear");
 

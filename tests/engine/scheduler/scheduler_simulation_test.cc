@@ -44,6 +44,29 @@ TEST_P(SchedulerSimulation, VerifiesDrafts) {
   EXPECT_GT(total.accepted_tokens, 5);
 }
 
+TEST_P(SchedulerSimulation, VerifiesTreesOfDrafts) {
+  Usage total;
+  int64_t moves = 0;
+  for (uint64_t seed = 200; seed < 230; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    const DraftShape shapes[] = {
+        {}, {.depth = 3, .width = 3, .max_tokens = 5}, {.children = {3, 2, 1}}, {.children = {2}, .adaptive = false}};
+    Simulation simulation({.seed = seed,
+                           .sharing = GetParam(),
+                           .num_pages = 16 + static_cast<int>(seed % 3) * 20,
+                           .speculative = Speculative::kDraft,
+                           .draft_shape = shapes[seed % 4]});
+    RunFor(simulation, 1000);
+    if (HasFatalFailure()) return;
+    total.drafted_tokens += simulation.total().drafted_tokens;
+    total.accepted_tokens += simulation.total().accepted_tokens;
+    moves += simulation.kv_moves();
+  }
+  EXPECT_GT(total.drafted_tokens, 1000);
+  EXPECT_GT(total.accepted_tokens, 100);
+  EXPECT_GT(moves, 50);
+}
+
 TEST_P(SchedulerSimulation, PreemptsAndFinishesWhenPagesAreScarce) {
   int64_t preemptions = 0;
   for (uint64_t seed = 100; seed <= 120; ++seed) {
@@ -69,7 +92,7 @@ TEST_P(SchedulerSimulation, NeverLeaksInAMillionSteps) {
     Simulation simulation({.seed = seed,
                            .sharing = GetParam(),
                            .num_pages = 20 + static_cast<int>(seed % 4) * 16,
-                           .speculative = seed % 2 == 0 ? Speculative::kNgram : Speculative::kOff,
+                           .speculative = static_cast<Speculative>(seed % 3),
                            .check_every = 97});
     RunFor(simulation, kSteps);
     if (HasFatalFailure()) return;

@@ -42,9 +42,13 @@ Simulation::Simulation(const SimulationOptions& o)
                   .max_logits_rows = o.max_logits_rows,
                   .max_live_branches = o.max_live_branches,
                   .speculative = o.speculative,
+                  .draft_shape = o.draft_shape,
+                  .draft_max_context = o.max_path_tokens / 2,
+                  .draft_vocab_size = kVocab - 1,
                   .stall_timeout = absl::Seconds(100)},
                  &pool_, &radix_),
-      kv_(static_cast<size_t>(o.num_pages) * o.page_size, kPoison) {
+      kv_(static_cast<size_t>(o.num_pages) * o.page_size, kPoison),
+      draft_kv_(kv_) {
   for (int i = 0; i < 4; ++i) {
     // The later ones begin like the first.
     std::vector<int32_t> prompt(Random(1, o.max_path_tokens / 3));
@@ -201,8 +205,29 @@ void Simulation::Read(const std::string& id, Client& client) {
   }
 }
 
+namespace {
+
+int64_t SlotOf(const TreeShape& shape, int node, int offset) {
+  const int at = shape.first_slot[node] + offset;
+  const int64_t page = shape.page_ids[shape.page_begin[node] + at / shape.page_size];
+  return page * shape.page_size + at % shape.page_size;
+}
+
+// The token before a query's own: in its node, or, of a draft, its parent there. -1: none.
+int OffsetBefore(const TreeShape& shape, int row) {
+  int offset = shape.query_offset[row] - 1;
+  const int draft = shape.draft_begin[shape.query_node[row]];
+  if (draft < 0) return offset;
+  while (offset >= 0 && shape.draft_subtree_end[draft + offset] <= shape.query_offset[row]) {
+    --offset;
+  }
+  return offset;
+}
+
+}  // namespace
+
 // Every slot that the row sees must hold the hash of its own path.
-void Simulation::CheckRow(const StepBatch& batch, int row) {
+void Simulation::CheckRow(const StepBatch& batch, const std::vector<uint64_t>& kv, int row) {
   const TreeShape& shape = batch.shape;
   std::vector<int> path;
   for (int node = shape.query_node[row]; node >= 0; node = shape.parent[node]) {
@@ -213,16 +238,20 @@ void Simulation::CheckRow(const StepBatch& batch, int row) {
   int position = 0;
   for (int node : path) {
     const int count = node == path.back() ? shape.query_offset[row] + 1 : shape.num_tokens[node];
-    for (int i = 0; i < count; ++i, ++position) {
-      const int at = shape.first_slot[node] + i;
-      const int page = shape.page_ids[shape.page_begin[node] + at / shape.page_size];
-      const uint64_t hash = kv_[page * shape.page_size + at % shape.page_size];
+    for (int i = 0; i < count; ++i) {
+      // Of a draft only the row's ancestors.
+      if (shape.draft_begin[node] >= 0 &&
+          shape.draft_subtree_end[shape.draft_begin[node] + i] <= shape.query_offset[row]) {
+        continue;
+      }
+      const uint64_t hash = kv[SlotOf(shape, node, i)];
       bool continues = false;
       for (int32_t token = 0; token < kVocab && !continues; ++token) {
         continues = hash == Extend(last, token);
       }
       ASSERT_TRUE(continues) << "row " << row << " sees a foreign KV at position " << position;
       last = hash;
+      ++position;
     }
   }
   ASSERT_EQ(position, batch.positions[row] + 1);
@@ -257,55 +286,84 @@ void Simulation::CheckTopProgressed() {
   ASSERT_LE(top_waits_, 64) << top_ << " ranks highest and does not progress";
 }
 
-void Simulation::RunModel(const StepBatch& batch) {
-  // As in a layer: all rows store first, then all attend. Rows of a path come in order of position.
+// As in a layer: all rows store first, then all attend. Rows of a path come in order of position.
+void Simulation::StoreKv(const StepBatch& batch, std::vector<uint64_t>& kv) {
   std::vector<int> order(batch.num_rows());
   for (int i = 0; i < batch.num_rows(); ++i) order[i] = i;
   std::ranges::stable_sort(order, {}, [&](int i) { return batch.positions[i]; });
   const TreeShape& shape = batch.shape;
-  std::vector<uint64_t> row_hash(batch.num_rows());
+  row_hash_.assign(batch.num_rows(), 0);
   for (int row : order) {
     uint64_t before = 0;
     int node = shape.query_node[row];
-    int offset = shape.query_offset[row] - 1;
-    if (offset < 0 && shape.parent[node] >= 0) {
+    int offset = OffsetBefore(shape, row);
+    while (offset < 0 && shape.parent[node] >= 0) {
       node = shape.parent[node];
       offset = shape.num_tokens[node] - 1;
     }
-    if (offset >= 0) {
-      const int at = shape.first_slot[node] + offset;
-      const int page = shape.page_ids[shape.page_begin[node] + at / shape.page_size];
-      before = kv_[page * shape.page_size + at % shape.page_size];
-    }
-    row_hash[row] = Extend(before, batch.token_ids[row]);
-    if (batch.kv_slots[row] >= 0) kv_[batch.kv_slots[row]] = row_hash[row];
+    if (offset >= 0) before = kv[SlotOf(shape, node, offset)];
+    row_hash_[row] = Extend(before, batch.token_ids[row]);
+    if (batch.kv_slots[row] >= 0) kv[batch.kv_slots[row]] = row_hash_[row];
   }
-  for (int row = 0; row < batch.num_rows(); ++row) CheckRow(batch, row);
+  for (int row = 0; row < batch.num_rows(); ++row) CheckRow(batch, kv, row);
+}
 
+// Runs the draft model, which guesses at random, until the step itself is there.
+const StepBatch* Simulation::Draft(const StepBatch* batch) {
+  while (batch->draft_pass) {
+    EXPECT_LE(batch->num_rows(), options_.max_batch_tokens);
+    for (int64_t slot : batch->kv_slots) EXPECT_GE(slot, 0);
+    StoreKv(*batch, draft_kv_);
+    if (testing::Test::HasFatalFailure()) return nullptr;
+    samples_.assign(batch->tasks.size(), {});
+    for (size_t i = 0; i < batch->tasks.size(); ++i) {
+      const uint64_t hash = row_hash_[batch->logits_rows[batch->tasks[i].logits_row]];
+      EXPECT_GT(batch->tasks[i].num_candidates, 0);
+      for (int k = 0; k < std::min(batch->tasks[i].num_candidates, kVocab); ++k) {
+        samples_[i].top.emplace_back(static_cast<int32_t>((hash + 5 * k) % kVocab),
+                                     -0.3f - 0.2f * static_cast<float>(k));
+      }
+      samples_[i].finite = hash % 31 != 0;
+    }
+    scheduler_.ObserveDraftPassTime(Random(1, 3));
+    batch = scheduler_.TakeDraft(samples_);
+  }
+  return batch;
+}
+
+void Simulation::MoveKv(const Scheduler::KvMoves& moves, std::vector<uint64_t>& kv) {
+  for (size_t i = 0; i < moves.from.size(); ++i) kv[moves.to[i]] = kv[moves.from[i]];
+  kv_moves_ += static_cast<int64_t>(moves.from.size());
+}
+
+void Simulation::RunModel(const StepBatch& batch) {
+  StoreKv(batch, kv_);
   samples_.assign(batch.tasks.size(), {});
   for (size_t i = 0; i < batch.tasks.size(); ++i) {
     const LogitsTask& task = batch.tasks[i];
     const int row = batch.logits_rows[task.logits_row];
     std::vector<int32_t> path = task.tree->PathTokens(task.segment);
-    for (int k = task.drafted; k > 0; --k) {
-      const LogitsTask& above = batch.tasks[i + 1 - k];
-      ASSERT_EQ(above.segment, task.segment);
-      path.push_back(batch.token_ids[batch.logits_rows[above.logits_row]]);
+    std::vector<int32_t> drafted;
+    for (int at = static_cast<int>(i); batch.tasks[at].above >= 0; at = batch.tasks[at].above) {
+      ASSERT_EQ(batch.tasks[at].segment, task.segment);
+      drafted.push_back(batch.token_ids[batch.logits_rows[batch.tasks[at].logits_row]]);
     }
+    ASSERT_EQ(static_cast<int>(drafted.size()), task.drafted);
+    path.insert(path.end(), drafted.rbegin(), drafted.rend());
     const int seen = batch.positions[row] + 1;
     if (task.score_token) {
       ASSERT_EQ(*task.score_token, path[seen]);
-      ASSERT_EQ(row_hash[row], PathHash(std::span(path).subspan(0, seen)));
+      ASSERT_EQ(row_hash_[row], PathHash(std::span(path).subspan(0, seen)));
       samples_[i].token = *task.score_token;
     } else {
       ASSERT_EQ(static_cast<size_t>(seen), path.size());
-      ASSERT_EQ(row_hash[row], PathHash(path)) << "the branch was computed on another's path";
+      ASSERT_EQ(row_hash_[row], PathHash(path)) << "the branch was computed on another's path";
       const DecodeTree::SampleRequest request = task.tree->NextSample(task.segment, task.drafted);
       int32_t token = static_cast<int32_t>(
-          Mix(row_hash[row] ^ static_cast<uint64_t>(request.uniform * 1e9)) % kVocab);
+          Mix(row_hash_[row] ^ static_cast<uint64_t>(request.uniform * 1e9)) % kVocab);
       while (std::ranges::find(request.banned, token) != request.banned.end()) --token;
       samples_[i].token = token;
-      samples_[i].logprob = -static_cast<float>(row_hash[row] % 97) / 50;
+      samples_[i].logprob = -static_cast<float>(row_hash_[row] % 97) / 50;
       for (int k = 0; k < std::min(request.top_logprobs, kVocab); ++k) {
         samples_[i].top.emplace_back(static_cast<int32_t>((token + 5 * k) % kVocab),
                                      samples_[i].logprob - static_cast<float>(k) / 3);
@@ -338,12 +396,17 @@ void Simulation::Step() {
     ASSERT_TRUE(!waiting || stalled) << "trees wait, nothing runs, and no client is slow";
     return;
   }
+  batch = Draft(batch);
+  if (testing::Test::HasFatalFailure()) return;
   ASSERT_LE(batch->num_rows(), options_.max_batch_tokens);
   ASSERT_LE(static_cast<int>(batch->logits_rows.size()), options_.max_logits_rows);
   RunModel(*batch);
   if (testing::Test::HasFatalFailure()) return;
   row_bad_.assign(batch->num_rows(), 0);
   scheduler_.Commit(samples_, row_bad_, now_);
+  scheduler_.ObserveStepTime(10 + batch->num_rows() / 8, Random(0, 5));
+  MoveKv(scheduler_.moves(), kv_);
+  MoveKv(scheduler_.draft_moves(), draft_kv_);
   scheduler_.Emit();
   CheckTopProgressed();
   if (steps_ % options_.check_every == 0) scheduler_.CheckInvariants();
@@ -362,10 +425,14 @@ void Simulation::Drain() {
       scheduler_.Emit();
       continue;
     }
+    batch = Draft(batch);
+    if (testing::Test::HasFatalFailure()) return;
     RunModel(*batch);
     if (testing::Test::HasFatalFailure()) return;
     row_bad_.assign(batch->num_rows(), 0);
     scheduler_.Commit(samples_, row_bad_, now_);
+    MoveKv(scheduler_.moves(), kv_);
+    MoveKv(scheduler_.draft_moves(), draft_kv_);
     scheduler_.Emit();
     scheduler_.CheckInvariants();
   }

@@ -28,6 +28,7 @@ struct SimulationOptions {
   double cancel_rate = 0.002;
   double slow_client_rate = 0.1;  // trees whose client reads now and then
   Speculative speculative = Speculative::kOff;
+  DraftShape draft_shape = {};
   int check_every = 1;  // steps between full checks of the invariants
 };
 
@@ -43,6 +44,7 @@ class Simulation {
   int64_t steps() const { return steps_; }
   int64_t trees_finished() const { return finished_; }
   int64_t preemptions() const { return scheduler_.Stats().preemptions; }
+  int64_t kv_moves() const { return kv_moves_; }
   const Usage& total() const { return total_; }
 
  private:
@@ -61,10 +63,13 @@ class Simulation {
   Generation RandomGeneration();
   void AllowAcrossPaths(const std::vector<TreeNode>& nodes, TreeNode& node);
   void Read(const std::string& id, Client& client);
+  const StepBatch* Draft(const StepBatch* batch);
   void RunModel(const StepBatch& batch);
+  void StoreKv(const StepBatch& batch, std::vector<uint64_t>& kv);
   void FindTop();
   void CheckTopProgressed();
-  void CheckRow(const StepBatch& batch, int row);
+  void CheckRow(const StepBatch& batch, const std::vector<uint64_t>& kv, int row);
+  void MoveKv(const Scheduler::KvMoves& moves, std::vector<uint64_t>& kv);
   int Random(int low, int high) { return std::uniform_int_distribution(low, high)(rng_); }
   bool Chance(double p) { return std::bernoulli_distribution(p)(rng_); }
 
@@ -74,7 +79,9 @@ class Simulation {
   RadixTree radix_;
   FakeTokenizer tokenizer_;
   Scheduler scheduler_;
-  std::vector<uint64_t> kv_;  // [slots] hash of the path that ends in the slot
+  std::vector<uint64_t> kv_;        // [slots] hash of the path that ends in the slot
+  std::vector<uint64_t> draft_kv_;  // [slots] the draft model's
+  std::vector<uint64_t> row_hash_;  // of the last batch
   std::map<std::string, Client> clients_;
   std::vector<std::vector<int32_t>> prompts_;  // few, so that requests share prefixes
   std::vector<Sample> samples_;
@@ -87,6 +94,7 @@ class Simulation {
   int64_t top_waits_alone_ = 0;  // of those, the latest without a tree of equal priority
   int64_t submitted_ = 0;
   int64_t finished_ = 0;
+  int64_t kv_moves_ = 0;
   Usage total_;
 };
 

@@ -275,11 +275,12 @@ TEST_P(CudaOpsTest, CopySlots) {
                          .head_dim = dim,
                          .page_size = 16,
                          .dtype = dtype()};
-  const std::vector<int64_t> from = {5, 47, 16}, to = {33, 0, 15};
+  // The third overwrites what the first has read.
+  const std::vector<int64_t> from = {5, 47, 16, 6}, to = {33, 0, 15, 5};
   const DeviceArray device_from(ctx(), from), device_to(ctx(), to);
   kernels::CopySlots(
       ctx(),
-      {.kv = view, .from = device_from.As<int64_t>(), .to = device_to.As<int64_t>(), .count = 3});
+      {.kv = view, .from = device_from.As<int64_t>(), .to = device_to.As<int64_t>(), .count = 4});
   for (const DeviceArray* side : {&k, &v}) {
     const std::vector<float> got = side->Floats(dtype());
     for (int64_t slot = 0; slot < 48; ++slot) {

@@ -161,7 +161,8 @@ bool EngineThread::TakeMessages(bool idle) {
 }
 
 void EngineThread::Step() {
-  Clock::time_point start = Clock::now();
+  const Clock::time_point schedule_start = Clock::now();
+  Clock::time_point start = schedule_start;
   const StepBatch* batch = scheduler_.Schedule(absl::Now());
   running_stats_.schedule_ms += MsSince(start);
   stepped_ = batch != nullptr;
@@ -175,15 +176,14 @@ void EngineThread::Step() {
     scheduler_.ObserveDraftPassTime(MsSince(start));
     batch = scheduler_.TakeDraft(result->samples);
   }
-  const double draft_ms = MsSince(draft_start);
-  running_stats_.draft_ms += draft_ms;
+  running_stats_.draft_ms += MsSince(draft_start);
 
   const Clock::time_point step_start = Clock::now();
   const absl::StatusOr<Executor::Result> result = executor_->Run(*batch);
   if (!result.ok()) return Fail(result.status());
   start = Clock::now();
   scheduler_.Commit(result->samples, result->row_bad, absl::Now());
-  scheduler_.ObserveStepTime(MsSince(step_start), draft_ms);
+  scheduler_.ObserveStepTime(MsSince(step_start), MsSince(schedule_start));
   executor_->MoveKv(scheduler_.moves().from, scheduler_.moves().to);
   if (draft_executor_ != nullptr) {
     draft_executor_->MoveKv(scheduler_.draft_moves().from, scheduler_.draft_moves().to);

@@ -1,6 +1,7 @@
 #include "engine/draft/draft_budget.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace espalier {
 namespace {
@@ -9,21 +10,45 @@ namespace {
 constexpr double kDecay = 0.98;
 // Tokens of draft that are believed without being seen.
 constexpr double kPriorTokens = 4;
+// Steps with drafts and without take turns of so many until each was seen often enough; then the
+// slower kind has a turn a period.
+constexpr int kTurn = 4;
+constexpr int kEnough = 12;
+constexpr int kPeriod = 256;
 
 }  // namespace
 
-void DraftBudget::ObserveStep(int rows, double ms, double draft_ms, int tokens) {
+int DraftBudget::LoadOf(int branches) {
+  return std::min(static_cast<int>(std::bit_width(static_cast<unsigned>(branches))), kLoads - 1);
+}
+
+bool DraftBudget::ShouldDraft(int branches) {
+  Load& load = loads_[LoadOf(branches)];
+  const int step = load.steps++;
+  if (load.plain.observed < kEnough || load.drafting.observed < kEnough) {
+    return step / kTurn % 2 == 1;
+  }
+  return load.Better() == (step % kPeriod >= kTurn);
+}
+
+void DraftBudget::ObserveStep(const Step& step) {
+  Load& load = loads_[LoadOf(step.branches)];
+  Arm& arm = step.drafted ? load.drafting : load.plain;
+  arm.tokens = kDecay * arm.tokens + step.tokens;
+  arm.ms = kDecay * arm.ms + step.total_ms;
+  ++arm.observed;
   for (double* sum : {&tokens_, &ms_, &weight_, &sum_rows_, &sum_ms_, &sum_rows2_, &sum_rows_ms_,
                       &expected_, &accepted_}) {
     *sum *= kDecay;
   }
-  tokens_ += tokens;
-  ms_ += ms + draft_ms;
+  const double rows = step.rows;
+  tokens_ += step.tokens;
+  ms_ += step.total_ms;
   weight_ += 1;
   sum_rows_ += rows;
-  sum_ms_ += ms;
-  sum_rows2_ += static_cast<double>(rows) * rows;
-  sum_rows_ms_ += rows * ms;
+  sum_ms_ += step.verify_ms;
+  sum_rows2_ += rows * rows;
+  sum_rows_ms_ += rows * step.verify_ms;
 }
 
 void DraftBudget::ObservePass(double ms, double frontier, double offered) {

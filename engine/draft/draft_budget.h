@@ -1,16 +1,28 @@
-// What drafting may cost. A drafted token takes a row of the verifying step, and a level of a draft
-// tree takes a pass of the draft model: either must bring more tokens than the same time brings
-// otherwise. The rate at which tokens come is measured, so a loaded server, whose steps serve many
-// branches, drafts little or nothing.
+// What drafting may cost. Steps with and without drafts take turns until it is known which bring
+// more tokens a ms at the present load, and again now and then; so a loaded server, whose steps
+// serve many branches, does not draft. Within a step that drafts, a drafted token takes a row and a
+// level of a draft tree takes a pass of the draft model: either must bring more tokens than the
+// same time brings otherwise.
 #pragma once
+
+#include <array>
 
 namespace espalier {
 
 class DraftBudget {
  public:
-  // A step of `rows` rows, each with logits, took `ms`, beside `draft_ms` of drafting, and brought
-  // `tokens`.
-  void ObserveStep(int rows, double ms, double draft_ms, int tokens);
+  // Whether a step of so many branches should draft. Asked once a step.
+  bool ShouldDraft(int branches);
+
+  struct Step {
+    int branches = 0;
+    bool drafted = false;  // as ShouldDraft said
+    int rows = 0;          // all with logits
+    double verify_ms = 0;  // of the model that verifies
+    double total_ms = 0;   // with drafting and scheduling
+    int tokens = 0;        // that it brought
+  };
+  void ObserveStep(const Step& step);
   // A pass of the draft model took `ms`. It went on from tokens whose paths had `frontier` of
   // probability in sum, and the tokens worth going on from that it offered have `offered`.
   void ObservePass(double ms, double frontier, double offered);
@@ -23,11 +35,26 @@ class DraftBudget {
   bool PassPays(double frontier) const;
 
  private:
+  // What steps of a load bring with drafts, or without.
+  struct Arm {
+    double tokens = 0, ms = 0;
+    int observed = 0;
+    double rate() const { return ms > 0 ? tokens / ms : 0; }
+  };
+  struct Load {
+    Arm plain, drafting;
+    int steps = 0;
+    bool Better() const { return drafting.rate() > plain.rate(); }
+  };
+  static constexpr int kLoads = 12;
+  static int LoadOf(int branches);  // by powers of 2
+
   double TokensPerMs() const;
   double MsPerRow() const;
   // Accepted tokens over the draft model's promises.
   double Trust() const;
 
+  std::array<Load, kLoads> loads_;
   // All decay, so that they follow the load.
   double tokens_ = 0, ms_ = 0;
   double weight_ = 0, sum_rows_ = 0, sum_ms_ = 0, sum_rows2_ = 0, sum_rows_ms_ = 0;

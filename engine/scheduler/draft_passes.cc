@@ -34,6 +34,7 @@ const StepBatch* Scheduler::FirstDraftPass() {
   }
   pass_frontier_ = static_cast<double>(pass_tasks_.size());
   small_pass_ = draft_batch_.num_rows() <= 2 * static_cast<int>(pass_tasks_.size());
+  caught_up_ = !small_pass_;
   return draft_batch_.num_rows() > 0 ? &draft_batch_ : nullptr;
 }
 
@@ -172,8 +173,13 @@ void Scheduler::VerifyDrafts() {
 
 void Scheduler::ObserveDraftPassTime(double ms) { draft_pass_ms_ = ms; }
 
-void Scheduler::ObserveStepTime(double ms, double draft_ms) {
-  if (decode_rows_ > 0) draft_budget_.ObserveStep(decode_rows_, ms, draft_ms, tokens_taken_);
+void Scheduler::ObserveStepTime(double verify_ms, double total_ms) {
+  // A step that fills prompts says nothing of drafts.
+  const bool decodes = batch_.logits_rows.size() == rows_.size();
+  if (config_.speculative == Speculative::kOff || !decodes || caught_up_) return;
+  draft_step_.verify_ms = verify_ms;
+  draft_step_.total_ms = total_ms;
+  draft_budget_.ObserveStep(draft_step_);
 }
 
 }  // namespace espalier

@@ -23,6 +23,9 @@ constexpr int kOtherTexts = 16;
 // is no room, or nobody to draft for.
 bool Scheduler::CollectDrafts() {
   drafts_.clear();
+  caught_up_ = false;
+  draft_step_.branches = static_cast<int>(rows_.size());
+  draft_step_.drafted = false;
   if (config_.speculative == Speculative::kOff) return false;
   // A step waits for its widest part: with prompts in it, or many branches, drafts cost too much.
   draft_rows_left_ = config_.speculative_rows - static_cast<int>(rows_.size());
@@ -42,7 +45,10 @@ bool Scheduler::CollectDrafts() {
                        .task = static_cast<int>(i),
                        .tree = DraftTree(config_.draft_shape)});
   }
-  return !drafts_.empty();
+  if (drafts_.empty()) return false;
+  draft_step_.drafted =
+      !config_.draft_shape.adaptive || draft_budget_.ShouldDraft(draft_step_.branches);
+  return draft_step_.drafted;
 }
 
 // What is left of the rows for the drafts from this one on, dealt out evenly.
@@ -142,7 +148,7 @@ DecodeTree::Accepted Scheduler::AcceptDraft(BranchDraft& draft, DecodeTree::Acce
     token = samples[task].token;
     accepted = live.tree->Accept(draft.segment, samples[task], now);
     places.push_back(place);
-    ++tokens_taken_;
+    ++draft_step_.tokens;
   }
   const int agreed = static_cast<int>(places.size());
   live.tree->usage().accepted_tokens += agreed;

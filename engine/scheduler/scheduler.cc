@@ -129,9 +129,8 @@ void Scheduler::Commit(std::span<const Sample> samples, std::span<const uint8_t>
   pool_->StepDone(step_);
   moves_ = {};
   draft_moves_ = {};
-  tokens_taken_ = 0;
-  const bool decodes = batch_.logits_rows.size() == rows_.size();
-  decode_rows_ = decodes ? static_cast<int>(rows_.size()) : 0;
+  draft_step_.rows = static_cast<int>(rows_.size());
+  draft_step_.tokens = 0;
   for (size_t i = 0; i < rows_.size(); ++i) {
     if (row_bad[i] == 0 || rows_[i].draft >= 0) continue;  // nobody may ever look at a draft's row
     rows_[i].live->failure = absl::InternalError(
@@ -169,7 +168,7 @@ void Scheduler::CommitBranch(size_t task, std::span<const Sample> samples,
   LiveTree& live = *tasks_[task].live;
   const int segment = tasks_[task].segment;
   DecodeTree::Accepted accepted = live.tree->Accept(segment, samples[task], now);
-  ++tokens_taken_;
+  ++draft_step_.tokens;
   if (const int draft = live.slots[segment].draft; draft >= 0) {
     accepted = AcceptDraft(drafts_[draft], accepted, samples[task].token, samples, row_bad, now);
   }

@@ -97,8 +97,9 @@ class Scheduler {
   const KvMoves& moves() const { return moves_; }
   const KvMoves& draft_moves() const { return draft_moves_; }
 
-  // How long the last committed step took, and its drafting: what drafts may cost follows from it.
-  void ObserveStepTime(double ms, double draft_ms);
+  // How long the last committed step took, and of that the model that verified: what drafts may
+  // cost follows from it.
+  void ObserveStepTime(double verify_ms, double total_ms);
   void ObserveDraftPassTime(double ms);
 
   // What sessions keep in the cache between their commands. It gives way before any tree is
@@ -310,8 +311,8 @@ class Scheduler {
   DraftBudget draft_budget_;
   KvMoves moves_;
   KvMoves draft_moves_;
-  int decode_rows_ = 0;   // of the last step, if it did nothing but decode and verify; else 0
-  int tokens_taken_ = 0;  // of the last step
+  DraftBudget::Step draft_step_;  // the last step
+  bool caught_up_ = false;        // the draft model computed much that it had missed
   std::vector<int64_t> fill_slots_;
   std::vector<int> logits_index_;  // [rows]
   StepBatch batch_;

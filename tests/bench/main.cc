@@ -3,6 +3,7 @@
 
 #include "tests/bench/attention_bench.h"
 #include "tests/bench/device_engine_bench.h"
+#include "tests/bench/draft_bench.h"
 #include "tests/bench/engine_bench.h"
 #include "tests/bench/forward_bench.h"
 #include "tests/bench/sampling_bench.h"
@@ -13,6 +14,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   espalier::bench::AddAttentionCommand(app);
   espalier::bench::AddDecodeCommand(app);
+  espalier::bench::AddDraftsCommand(app);
   espalier::bench::AddEngineCommand(app);
   espalier::bench::AddForwardCommand(app);
   espalier::bench::AddSamplingCommand(app);

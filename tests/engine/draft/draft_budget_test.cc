@@ -9,7 +9,9 @@ namespace {
 void Observe(DraftBudget& budget, double base, double per_row, int branches, int steps = 300) {
   for (int i = 0; i < steps; ++i) {
     const int rows = branches + i % 4;
-    budget.ObserveStep(rows, base + per_row * rows, 0, branches);
+    const double ms = base + per_row * rows;
+    budget.ObserveStep(
+        {.branches = branches, .rows = rows, .verify_ms = ms, .total_ms = ms, .tokens = branches});
   }
 }
 
@@ -59,6 +61,33 @@ TEST(DraftBudgetTest, ADraftModelThatIsWrongIsAskedLess) {
   // It is asked again after a while.
   Observe(budget, 10, 1, 1, 400);
   EXPECT_TRUE(budget.PassPays(1));
+}
+
+// Steps that draft while `draft_ms` more bring `drafted` tokens a branch; returns how many drafted.
+int Drive(DraftBudget& budget, int branches, double draft_ms, double drafted, int steps) {
+  int drafting = 0;
+  for (int i = 0; i < steps; ++i) {
+    const bool drafts = budget.ShouldDraft(branches);
+    drafting += drafts ? 1 : 0;
+    budget.ObserveStep({.branches = branches,
+                        .drafted = drafts,
+                        .rows = branches,
+                        .verify_ms = 10,
+                        .total_ms = 10 + (drafts ? draft_ms : 0),
+                        .tokens = static_cast<int>(branches * (drafts ? 1 + drafted : 1))});
+  }
+  return drafting;
+}
+
+TEST(DraftBudgetTest, DraftsWhereItBringsMore) {
+  DraftBudget budget;
+  EXPECT_GT(Drive(budget, 1, 5, 1, 1000), 950);
+  // At another load it is learnt anew, and a loss costs only the trials.
+  EXPECT_LT(Drive(budget, 8, 20, 1, 1000), 40);
+  EXPECT_GT(Drive(budget, 1, 5, 1, 1000), 980);
+  // What changes is noticed.
+  Drive(budget, 1, 30, 1, 4000);
+  EXPECT_LT(Drive(budget, 1, 30, 1, 1000), 40);
 }
 
 }  // namespace

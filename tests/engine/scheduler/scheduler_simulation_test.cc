@@ -49,8 +49,10 @@ TEST_P(SchedulerSimulation, VerifiesTreesOfDrafts) {
   int64_t moves = 0;
   for (uint64_t seed = 200; seed < 230; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
-    const DraftShape shapes[] = {
-        {}, {.depth = 3, .width = 3, .max_tokens = 5}, {.children = {3, 2, 1}}, {.children = {2}, .adaptive = false}};
+    const DraftShape shapes[] = {{},
+                                 {.depth = 3, .width = 3, .max_tokens = 5},
+                                 {.children = {3, 2, 1}},
+                                 {.children = {2}, .adaptive = false}};
     Simulation simulation({.seed = seed,
                            .sharing = GetParam(),
                            .num_pages = 16 + static_cast<int>(seed % 3) * 20,

@@ -404,7 +404,8 @@ void Simulation::Step() {
   if (testing::Test::HasFatalFailure()) return;
   row_bad_.assign(batch->num_rows(), 0);
   scheduler_.Commit(samples_, row_bad_, now_);
-  scheduler_.ObserveStepTime(10 + batch->num_rows() / 8, Random(0, 5));
+  const double verify_ms = 10 + batch->num_rows() / 8;
+  scheduler_.ObserveStepTime(verify_ms, verify_ms + Random(0, 5));
   MoveKv(scheduler_.moves(), kv_);
   MoveKv(scheduler_.draft_moves(), draft_kv_);
   scheduler_.Emit();

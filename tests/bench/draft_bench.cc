@@ -1,0 +1,194 @@
+#include "tests/bench/draft_bench.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/engine.h"
+#include "server/names.h"
+#include "server/parse_value.h"
+#include "tests/support/tree_runner.h"
+
+namespace espalier::bench {
+namespace {
+
+struct Options {
+  std::string model;
+  std::string draft_model;
+  uint64_t random_weights = 0;
+  std::string device = "cpu";
+  std::vector<int> branches = {1, 4, 16};
+  std::vector<int> shape;
+  int depth = DraftShape{}.depth;
+  int rows = 0;
+  int prompt = 256;  // with made-up weights
+  int tokens = 64;
+  double temperature = 0;
+  int repeats = 3;
+  bool json = false;
+};
+
+struct Mode {
+  std::string name;
+  Speculative speculative = Speculative::kOff;
+  bool adaptive = true;
+};
+
+constexpr std::array kQuestions = {
+    "What is the capital of France, and what is it known for?",
+    "Write a list of the numbers from one to twenty in words.",
+    "Explain in simple words how rain forms.",
+    "Write a Python function that returns the sum of a list.",
+    "Tell a short story about a fox and a hen.",
+    "Name five fruits and say of what colour each is.",
+    "What should I pack for a week in the mountains?",
+    "Summarise the plot of Romeo and Juliet.",
+};
+
+template <class T>
+T OrThrow(absl::StatusOr<T> value) {
+  if (!value.ok()) throw CLI::ValidationError(std::string(value.status().message()));
+  return *std::move(value);
+}
+
+std::unique_ptr<Engine> Open(const Options& o, const Mode& mode) {
+  EngineConfig config;
+  config.model_path = o.model;
+  config.random_weights = o.random_weights;
+  config.device = OrThrow(ParseName<Device>(o.device));
+  config.speculative = mode.speculative;
+  config.speculative_rows = o.rows;
+  config.draft_shape.children = o.shape;
+  config.draft_shape.depth = o.depth;
+  config.draft_shape.adaptive = mode.adaptive;
+  if (mode.speculative == Speculative::kDraft) config.draft_model_path = o.draft_model;
+  return OrThrow(Engine::Create(config));
+}
+
+// Branches below a common beginning, each with a question of its own.
+TreeRequest Request(const Options& o, int branches, int repeat) {
+  Generation generation;
+  generation.max_tokens = o.tokens;
+  generation.ignore_eos = true;
+  generation.sampling.temperature = static_cast<float>(o.temperature);
+  TreeRequest request;
+  request.seed = repeat;
+  request.cache_salt = std::to_string(repeat);
+  PromptNode& root = request.nodes.emplace_back();
+  if (o.random_weights != 0) {
+    std::vector<int32_t> tokens(o.prompt);
+    for (int i = 0; i < o.prompt; ++i) tokens[i] = 1000 + (i * 7919 + repeat * 104729) % 30000;
+    root.content = std::move(tokens);
+  } else {
+    root.content = std::vector<ChatMessage>{{"system", "You are a helpful assistant."}};
+  }
+  for (int i = 0; i < branches; ++i) {
+    PromptNode& node = request.nodes.emplace_back();
+    node.parent = 0;
+    if (o.random_weights != 0) {
+      node.content = std::vector<int32_t>{2000 + i};
+    } else {
+      node.content = std::vector<ChatMessage>{
+          {"user", kQuestions[(i + repeat * branches) % kQuestions.size()]}};
+    }
+    node.generation = generation;
+  }
+  return request;
+}
+
+nlohmann::json Measure(Engine& engine, const Options& o, int branches) {
+  std::vector<double> rates;
+  Usage sum;
+  for (int repeat = 0; repeat <= o.repeats; ++repeat) {
+    const TreeResult result = RunTree(engine, Request(o, branches, repeat));
+    if (!result.status.ok()) throw CLI::ValidationError(std::string(result.status.message()));
+    if (repeat == 0) continue;  // warms up
+    const Usage& u = result.usage;
+    const double seconds = (u.total_ms - u.first_token_ms) / 1000;
+    rates.push_back(static_cast<double>(u.completion_tokens - branches) / seconds);
+    sum.drafted_tokens += u.drafted_tokens;
+    sum.accepted_tokens += u.accepted_tokens;
+    sum.verify_steps += u.verify_steps;
+    sum.completion_tokens += u.completion_tokens;
+  }
+  std::ranges::sort(rates);
+  const auto steps = static_cast<double>(std::max<int64_t>(sum.verify_steps, 1));
+  return {{"branches", branches},
+          {"tokens_per_s", rates[rates.size() / 2]},
+          {"drafted_a_step", static_cast<double>(sum.drafted_tokens) / steps},
+          {"accepted_a_step", static_cast<double>(sum.accepted_tokens) / steps},
+          {"steps_that_verified", sum.verify_steps},
+          {"completion_tokens", sum.completion_tokens}};
+}
+
+void Run(const Options& o) {
+  std::vector<Mode> modes = {{"off"}, {"ngram", Speculative::kNgram}};
+  if (!o.draft_model.empty()) {
+    modes.push_back({"draft", Speculative::kDraft});
+    modes.push_back({"draft, not adaptive", Speculative::kDraft, false});
+  }
+  nlohmann::json lines = nlohmann::json::array();
+  for (const Mode& mode : modes) {
+    const std::unique_ptr<Engine> engine = Open(o, mode);
+    for (int branches : o.branches) {
+      nlohmann::json line = Measure(*engine, o, branches);
+      line["mode"] = mode.name;
+      for (const nlohmann::json& other : lines) {
+        if (other["mode"] == "off" && other["branches"] == branches) {
+          line["speedup"] =
+              line["tokens_per_s"].get<double>() / other["tokens_per_s"].get<double>();
+        }
+      }
+      lines.push_back(std::move(line));
+    }
+  }
+  if (o.json) {
+    std::printf("%s\n", lines.dump(2).c_str());
+    return;
+  }
+  std::printf(
+      "%d tokens a branch, temperature %.2f; tokens/s after the first token, median of %d\n",
+      o.tokens, o.temperature, o.repeats);
+  std::printf("%-20s %9s %9s %8s %9s %9s %15s\n", "mode", "branches", "tokens/s", "speed-up",
+              "drafted", "accepted", "steps verified");
+  for (const nlohmann::json& line : lines) {
+    std::printf(
+        "%-20s %9d %9.1f %8.2f %9.2f %9.2f %14.0f%%\n", line["mode"].get<std::string>().c_str(),
+        line["branches"].get<int>(), line["tokens_per_s"].get<double>(), line.value("speedup", 1.0),
+        line["drafted_a_step"].get<double>(), line["accepted_a_step"].get<double>(),
+        100 * line["steps_that_verified"].get<double>() /
+            (line["completion_tokens"].get<double>() -
+             line["accepted_a_step"].get<double>() * line["steps_that_verified"].get<double>()));
+  }
+}
+
+}  // namespace
+
+void AddDraftsCommand(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("drafts", "Speculative decoding by n-grams and by a draft model");
+  auto options = std::make_shared<Options>();
+  command->add_option("--model", options->model, "GGUF file, folder or config.json")->required();
+  command->add_option("--draft-model", options->draft_model, "none: n-grams only");
+  command->add_option("--random-weights", options->random_weights, "seed of made-up weights");
+  command->add_option("--device", options->device, "cpu or cuda");
+  command->add_option("--branches", options->branches, "branches of the tree; may be repeated");
+  command->add_option("--shape", options->shape, "static tree: children level by level")
+      ->delimiter(',');
+  command->add_option("--depth", options->depth, "of a tree that grows");
+  command->add_option("--rows", options->rows, "to which drafts fill a step; 0: the default");
+  command->add_option("--prompt", options->prompt, "tokens, with made-up weights");
+  command->add_option("--tokens", options->tokens, "new tokens a branch");
+  command->add_option("--temperature", options->temperature, "0: greedy");
+  command->add_option("--repeats", options->repeats, "timed runs")->check(CLI::PositiveNumber);
+  command->add_flag("--json", options->json, "print JSON");
+  command->callback([options] { Run(*options); });
+}
+
+}  // namespace espalier::bench

@@ -50,6 +50,8 @@ struct BeamSearch {
   int num_return = 1;
   float length_penalty = 1.0f;
   EarlyStopping early_stopping = EarlyStopping::kHeuristic;
+  int groups = 1;  // of width / groups hypotheses each
+  float diversity_penalty = 0;
 };
 
 // Keeps the most likely of given texts; each is a branch.

@@ -147,7 +147,17 @@ absl::Status CheckBeamSearch(int node, const Generation& g, const BeamSearch& be
   }
   absl::Status status =
       CheckRange(node, "generation.beam_search.length_penalty", beam.length_penalty, -10, 10);
+  status.Update(
+      CheckRange(node, "generation.beam_search.diversity_penalty", beam.diversity_penalty, 0, 100));
   if (!status.ok()) return status;
+  if (beam.groups < 1 || beam.width % beam.groups != 0) {
+    return Refuse(node, "generation.beam_search.groups", beam.groups, "a divisor of ", beam.width,
+                  ", the search's width");
+  }
+  if (beam.groups == 1 && beam.diversity_penalty != 0) {
+    return Refuse(node, "generation.beam_search.diversity_penalty", beam.diversity_penalty,
+                  "0 with 1 group");
+  }
   const int stops = static_cast<int>(g.stop_token_ids.size()) + (g.ignore_eos ? 0 : model.num_eos);
   if (beam.width + stops > limits.max_beam_candidates) {
     return Refuse(node, "generation.beam_search.width", beam.width, "at most ",

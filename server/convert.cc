@@ -48,6 +48,8 @@ BeamSearch TakeBeamSearch(const v1::BeamSearch& message) {
   } else if (message.early_stopping() == v1::BeamSearch::EARLY_STOPPING_NEVER) {
     beam.early_stopping = EarlyStopping::kNever;
   }
+  if (message.has_groups()) beam.groups = message.groups();
+  if (message.has_diversity_penalty()) beam.diversity_penalty = message.diversity_penalty();
   return beam;
 }
 

@@ -13,7 +13,7 @@ constexpr double kPriorTokens = 4;
 // Steps with drafts and without take turns of so many until each was seen often enough; then the
 // slower kind has a turn a period.
 constexpr int kTurn = 4;
-constexpr int kEnough = 12;
+constexpr int kEnough = 16;
 constexpr int kPeriod = 256;
 
 }  // namespace

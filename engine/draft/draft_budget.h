@@ -44,7 +44,8 @@ class DraftBudget {
   struct Load {
     Arm plain, drafting;
     int steps = 0;
-    bool Better() const { return drafting.rate() > plain.rate(); }
+    // In doubt drafts: what they bring depends on the text.
+    bool Better() const { return drafting.rate() > 0.95 * plain.rate(); }
   };
   static constexpr int kLoads = 12;
   static int LoadOf(int branches);  // by powers of 2

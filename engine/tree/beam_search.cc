@@ -9,41 +9,77 @@ double BeamSearchPolicy::Score(double logprob, int tokens) const {
   return logprob / std::pow(tokens, params_.length_penalty);
 }
 
-SearchDecision BeamSearchPolicy::Decide(const SearchView& view) const {
-  if (view.unstarted > 0) return {};
-  std::vector<BranchView> running;
-  std::vector<SearchDecision::Kept> ended;
+std::vector<BeamSearchPolicy::Group> BeamSearchPolicy::Groups(const SearchView& view) const {
+  std::vector<Group> groups(params_.groups);
   for (const BranchView& branch : view.branches) {
+    Group& group = groups[static_cast<size_t>(branch.sample) / group_width_];
     if (branch.ended) {
-      ended.push_back({branch.branch, Score(branch.logprob, branch.tokens)});
+      group.ended.push_back({branch.branch, Score(branch.logprob, branch.tokens)});
     } else {
-      running.push_back(branch);
+      group.running.push_back(branch);
     }
   }
-  std::ranges::stable_sort(ended, std::ranges::greater(), &SearchDecision::Kept::score);
-  if (!Over(view, running, ended)) {
-    const bool complete = std::ranges::none_of(
-        running, [](const BranchView& branch) { return branch.candidates.empty(); });
-    return complete ? Advance(view, running, ended) : SearchDecision();
+  for (Group& group : groups) {
+    std::ranges::stable_sort(group.ended, std::ranges::greater(), &SearchDecision::Kept::score);
   }
+  return groups;
+}
+
+SearchDecision BeamSearchPolicy::Decide(const SearchView& view) const {
+  if (view.unstarted > 0) return {};
+  const std::vector<Group> groups = Groups(view);
+  const auto over = [&](const Group& group) { return Over(view, group); };
+  if (std::ranges::all_of(groups, over)) return Finish(groups);
 
   SearchDecision decision;
+  bool complete = true;
+  for (const Group& group : groups) {
+    if (over(group)) {
+      // The others go on without it.
+      for (const BranchView& branch : group.running) {
+        decision.pruned.push_back(
+            {branch.branch, Score(branch.logprob, branch.tokens), group.ended.back().score});
+      }
+      continue;
+    }
+    complete &= std::ranges::none_of(
+        group.running, [](const BranchView& branch) { return branch.candidates.empty(); });
+  }
+  if (!complete) return decision;
+  Taken taken;
+  for (const Group& group : groups) {
+    if (!over(group)) Advance(view, group, &taken, &decision);
+  }
+  return decision;
+}
+
+// Every group is over.
+SearchDecision BeamSearchPolicy::Finish(const std::vector<Group>& groups) const {
+  SearchDecision decision;
+  std::vector<SearchDecision::Kept> ended;
+  for (const Group& group : groups) {
+    ended.insert(ended.end(), group.ended.begin(), group.ended.end());
+  }
+  std::ranges::stable_sort(ended, std::ranges::greater(), &SearchDecision::Kept::score);
   const size_t kept = std::min<size_t>(ended.size(), params_.num_return);
   const double threshold = ended[kept - 1].score;
   for (size_t i = kept; i < ended.size(); ++i) {
     decision.pruned.push_back({ended[i].branch, ended[i].score, threshold});
   }
-  for (const BranchView& branch : running) {
-    decision.pruned.push_back({branch.branch, Score(branch.logprob, branch.tokens), threshold});
+  for (const Group& group : groups) {
+    for (const BranchView& branch : group.running) {
+      decision.pruned.push_back({branch.branch, Score(branch.logprob, branch.tokens), threshold});
+    }
   }
-  decision.kept.assign(ended.begin(), ended.begin() + static_cast<ptrdiff_t>(kept));
+  ended.resize(kept);
+  decision.kept = std::move(ended);
   return decision;
 }
 
-bool BeamSearchPolicy::Over(const SearchView& view, const std::vector<BranchView>& running,
-                            const std::vector<SearchDecision::Kept>& ended) const {
+bool BeamSearchPolicy::Over(const SearchView& view, const Group& group) const {
+  const auto& [running, ended] = group;
   if (running.empty()) return true;
-  if (ended.size() < static_cast<size_t>(params_.width)) return false;
+  if (ended.size() < group_width_) return false;
   // A single hypothesis ends with its first stop token: greedy search.
   if (params_.width == 1) return true;
   int length = running.front().tokens;
@@ -63,8 +99,9 @@ bool BeamSearchPolicy::Over(const SearchView& view, const std::vector<BranchView
 
 // Most likely first; of equal ones the earlier hypothesis, then its more likely token.
 std::vector<BeamSearchPolicy::Continuation> BeamSearchPolicy::Continuations(
-    const SearchView& view, const std::vector<BranchView>& running) const {
+    const SearchView& view, const Group& group, const Taken& taken) const {
   std::vector<Continuation> all;
+  const std::vector<BranchView>& running = group.running;
   const int tokens = running.front().tokens;
   // At the prompt all hypotheses are one.
   const size_t sources = tokens == 0 ? 1 : running.size();
@@ -72,22 +109,26 @@ std::vector<BeamSearchPolicy::Continuation> BeamSearchPolicy::Continuations(
     for (const auto& [token, logprob] : running[i].candidates) {
       if (std::ranges::find(view.banned, token) != view.banned.end()) continue;
       const bool stops = std::ranges::find(view.stop_tokens, token) != view.stop_tokens.end();
+      const auto lost = taken.find(token);
+      const double penalty =
+          lost == taken.end() ? 0 : static_cast<double>(params_.diversity_penalty) * lost->second;
       all.push_back({.source = static_cast<int>(i),
                      .logprob = running[i].logprob + logprob,
+                     .value = running[i].logprob + logprob - penalty,
                      .step = {running[i].branch, token, logprob, stops, /*fork=*/false},
                      .ends = stops || tokens + 1 >= view.max_tokens});
     }
   }
-  std::ranges::stable_sort(all, std::ranges::greater(), &Continuation::logprob);
+  std::ranges::stable_sort(all, std::ranges::greater(), &Continuation::value);
   return all;
 }
 
-SearchDecision BeamSearchPolicy::Advance(const SearchView& view,
-                                         const std::vector<BranchView>& running,
-                                         const std::vector<SearchDecision::Kept>& ended) const {
-  const auto width = static_cast<size_t>(params_.width);
+void BeamSearchPolicy::Advance(const SearchView& view, const Group& group, Taken* taken,
+                               SearchDecision* decision) const {
+  const auto& [running, ended] = group;
+  const size_t width = group_width_;
   const int tokens = running.front().tokens;
-  const std::vector<Continuation> all = Continuations(view, running);
+  const std::vector<Continuation> all = Continuations(view, group, *taken);
   std::vector<const Continuation*> growing;
   std::vector<const Continuation*> ending;
   for (size_t i = 0; i < all.size(); ++i) {
@@ -95,7 +136,6 @@ SearchDecision BeamSearchPolicy::Advance(const SearchView& view,
     if (all[i].ends && i < width) ending.push_back(&all[i]);
   }
 
-  SearchDecision decision;
   // Of old and new ended hypotheses the best `width` stay; of equal ones the older.
   std::vector<double> scores;
   for (const SearchDecision::Kept& old : ended) scores.push_back(old.score);
@@ -109,7 +149,7 @@ SearchDecision BeamSearchPolicy::Advance(const SearchView& view,
       if (old.score >= threshold) {
         --room;
       } else {
-        decision.pruned.push_back({old.branch, old.score, threshold});
+        decision->pruned.push_back({old.branch, old.score, threshold});
       }
     }
     std::erase_if(ending,
@@ -124,10 +164,11 @@ SearchDecision BeamSearchPolicy::Advance(const SearchView& view,
     step.branch = running[source].branch;
     step.fork = moved[source];
     moved[source] = true;
-    decision.steps.push_back(step);
+    decision->steps.push_back(step);
   };
   for (size_t i = 0; i < growing.size(); ++i) {
     take(*growing[i], tokens == 0 ? i : static_cast<size_t>(growing[i]->source));
+    ++(*taken)[growing[i]->step.token];
   }
   for (const Continuation* c : ending) take(*c, static_cast<size_t>(c->source));
 
@@ -136,9 +177,8 @@ SearchDecision BeamSearchPolicy::Advance(const SearchView& view,
   for (size_t i = 0; i < running.size(); ++i) {
     if (moved[i]) continue;
     const double best = running[i].logprob + running[i].candidates.front().second;
-    decision.pruned.push_back({running[i].branch, best, threshold});
+    decision->pruned.push_back({running[i].branch, best, threshold});
   }
-  return decision;
 }
 
 }  // namespace espalier

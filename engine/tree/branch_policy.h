@@ -21,6 +21,7 @@ namespace espalier {
 
 struct BranchView {
   int branch = 0;  // its name in the decision
+  int sample = 0;  // which of the prompt's branches it is, or was forked from
   // The branch ended by itself, by a stop or by length, and waits for the search's end.
   bool ended = false;
   int tokens = 0;  // from the search's beginning; for a policy that chooses tokens with the stop

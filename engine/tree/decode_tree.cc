@@ -106,7 +106,7 @@ int DecodeTree::AddBranch(int prompt, int sample) {
   const int index = AddSegment(SegmentKind::kBranch, node_index, prompt);
   Segment& s = segments_[index];
   s.branch_id = num_branches_++;
-  s.sample = sample;
+  s.sample = s.root_sample = sample;
   s.seed = BranchSeed(parent_seed, node_index, sample);
   s.text = std::make_unique<TextStream>(init_.tokenizer, &g.stop, g.include_stop_str_in_output);
   if (HasPenalty(g.sampling)) {

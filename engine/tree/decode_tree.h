@@ -94,6 +94,7 @@ struct Segment {
   std::unique_ptr<TextStream> text;
   // Under a search policy.
   int search = -1;            // the prompt segment that the search began at; -1: no policy
+  int root_sample = 0;        // of the branch that forks go back to
   int num_forks = 0;          // branches that were forked off
   int search_tokens = 0;      // since the search began, with a stop token that the policy chose
   double search_logprob = 0;  // their sum

@@ -37,6 +37,7 @@ SearchView DecodeTree::ViewOf(const Segment& prompt) const {
     const size_t candidates =
         std::min<size_t>(s.candidates.size(), static_cast<size_t>(policy.num_candidates()));
     view.branches.push_back({.branch = branch,
+                             .sample = s.root_sample,
                              .ended = s.done,
                              .tokens = s.search_tokens,
                              .logprob = s.search_logprob,
@@ -121,6 +122,7 @@ int DecodeTree::AddFork(int source_index) {
   Segment& s = segments_[index];
   s.branch_id = num_branches_++;
   s.sample = source.num_forks++;
+  s.root_sample = source.root_sample;
   s.seed = BranchSeed(source.seed, source.node, s.sample);
   s.text = std::make_unique<TextStream>(source.text->Fork());
   s.search = source.search;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <map>
 #include <random>
@@ -112,6 +113,138 @@ TEST(BeamSearchPolicy, DoesNotDependOnSharingChunksMatesOrMemory) {
     EXPECT_EQ(engine->Stats().pages_locked, 0);
     EXPECT_GT(engine->Stats().preemptions, 0);
   }
+}
+
+// ---- diverse beams, against a search that is written down as the paper has it
+
+struct NaiveHypothesis {
+  std::vector<int32_t> tokens;
+  double logprob = 0;
+  double score = 0;  // once it has ended
+};
+
+// Log-probabilities of every token after the prompt and `tokens`.
+std::vector<double> NextLogprobs(Engine& engine, const std::vector<int32_t>& prompt,
+                                 const std::vector<int32_t>& tokens) {
+  std::vector<int32_t> path = prompt;
+  path.insert(path.end(), tokens.begin(), tokens.end());
+  TreeRequest request;
+  request.nodes = {Node(-1, path, Greedy(1))};
+  const TreeResult result = RunTree(engine, request);
+  std::vector<double> row(kTinyVocab);
+  for (const auto& [token, logprob] : result.Branch(0).logprobs.at(0).top) row[token] = logprob;
+  return row;
+}
+
+std::vector<NaiveHypothesis> NaiveDiverseBeams(Engine& engine, const std::vector<int32_t>& prompt,
+                                               const Generation& g) {
+  const auto& beam = std::get<BeamSearch>(g.search);
+  const size_t width = beam.width / beam.groups;
+  const auto score = [&](double logprob, size_t tokens) {
+    return logprob / std::pow(static_cast<double>(tokens), beam.length_penalty);
+  };
+  std::vector<std::vector<NaiveHypothesis>> running(beam.groups, {NaiveHypothesis()});
+  std::vector<std::vector<NaiveHypothesis>> ended(beam.groups);
+  for (int step = 0; step < *g.max_tokens; ++step) {
+    std::map<int32_t, int> taken;
+    for (int group = 0; group < beam.groups; ++group) {
+      std::vector<NaiveHypothesis>& alive = running[group];
+      std::vector<NaiveHypothesis>& done = ended[group];
+      if (done.size() == width) {
+        double best = -1e30;
+        for (const NaiveHypothesis& h : alive) {
+          best = std::max(best, score(h.logprob, h.tokens.size()));
+        }
+        if (best <= done.back().score) alive.clear();
+      }
+      struct Choice {
+        double value;
+        double logprob;
+        size_t source;
+        int32_t token;
+      };
+      std::vector<Choice> choices;
+      for (size_t i = 0; i < alive.size(); ++i) {
+        const std::vector<double> row = NextLogprobs(engine, prompt, alive[i].tokens);
+        for (int32_t token = 0; token < kTinyVocab; ++token) {
+          const double logprob = alive[i].logprob + row[token];
+          const double value = logprob - beam.diversity_penalty * taken[token];
+          choices.push_back({value, logprob, i, token});
+        }
+      }
+      std::ranges::stable_sort(choices, std::ranges::greater(), &Choice::value);
+      std::vector<NaiveHypothesis> next;
+      for (size_t rank = 0; rank < choices.size() && next.size() < width; ++rank) {
+        const Choice& c = choices[rank];
+        NaiveHypothesis h = alive[c.source];
+        h.logprob = c.logprob;
+        const bool stops = std::ranges::find(g.stop_token_ids, c.token) != g.stop_token_ids.end();
+        if (!stops) h.tokens.push_back(c.token);
+        if (!stops && step + 1 < *g.max_tokens) {
+          ++taken[c.token];
+          next.push_back(std::move(h));
+          continue;
+        }
+        if (rank >= width) {
+          if (step + 1 == *g.max_tokens) break;
+          continue;
+        }
+        h.score = score(c.logprob, step + 1);
+        done.push_back(std::move(h));
+      }
+      std::ranges::stable_sort(done, std::ranges::greater(), &NaiveHypothesis::score);
+      if (done.size() > width) done.resize(width);
+      alive = std::move(next);
+    }
+  }
+  std::vector<NaiveHypothesis> all;
+  for (const auto& group : ended) all.insert(all.end(), group.begin(), group.end());
+  std::ranges::stable_sort(all, std::ranges::greater(), &NaiveHypothesis::score);
+  all.resize(std::min(all.size(), static_cast<size_t>(beam.num_return)));
+  return all;
+}
+
+TEST(BeamSearchPolicy, DiverseGroupsEqualANaiveSearch) {
+  const std::unique_ptr<Engine> engine = MakeEngine(ExactConfig(Sharing::kCache));
+  int differing = 0;
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    std::mt19937_64 rng(seed);
+    Generation g;
+    g.max_tokens = 4 + static_cast<int>(seed % 5);
+    g.ignore_eos = true;
+    g.stop_token_ids = RandomTokens(rng, 12);
+    const int groups = 2 + static_cast<int>(seed % 2);
+    const int width = groups * (1 + static_cast<int>(seed % 3));
+    BeamSearch beam{.width = width,
+                    .num_return = width,
+                    .length_penalty = seed % 4 == 0 ? 0.0f : 1.0f,
+                    .groups = groups,
+                    .diversity_penalty = 0.25f * static_cast<float>(1 + seed % 8)};
+    g.search = beam;
+    SCOPED_TRACE(testing::Message() << "seed " << seed << ", width " << width << ", groups "
+                                    << groups << ", penalty " << beam.diversity_penalty);
+    const std::vector<int32_t> prompt = RandomTokens(rng, 10);
+    TreeRequest request;
+    request.nodes = {Node(-1, prompt, g)};
+    const TreeResult result = RunTree(*engine, request);
+    ASSERT_TRUE(result.status.ok()) << result.status;
+    const std::vector<const BranchResult*> ranked = Ranked(result);
+    const std::vector<NaiveHypothesis> expected = NaiveDiverseBeams(*engine, prompt, g);
+    ASSERT_EQ(ranked.size(), expected.size());
+    for (size_t i = 0; i < ranked.size(); ++i) {
+      EXPECT_EQ(ranked[i]->end.hypothesis_token_ids, expected[i].tokens);
+      EXPECT_NEAR(*ranked[i]->end.score, expected[i].score, 1e-4);
+    }
+    beam.groups = 1;
+    beam.diversity_penalty = 0;
+    request.nodes[0].generation->search = beam;
+    const TreeResult plain = RunTree(*engine, request);
+    differing +=
+        Ranked(plain).back()->end.hypothesis_token_ids != ranked.back()->end.hypothesis_token_ids;
+    if (testing::Test::HasFailure()) return;
+  }
+  EXPECT_GT(differing, 6) << "groups changed hardly anything";
+  EXPECT_EQ(engine->Stats().pages_locked, 0);
 }
 
 TreeRequest SampledRequest(uint64_t seed, int n) {

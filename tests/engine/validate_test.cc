@@ -153,6 +153,15 @@ TEST_F(ValidateTreeTest, LimitsBeamSearch) {
   beam.width = 4;
   ExpectRange(&beam.num_return, 1, 0, 4, 5, "nodes[1].generation.beam_search.num_return");
   ExpectFloatRange(&beam.length_penalty, -10, 10, "nodes[1].generation.beam_search.length_penalty");
+  beam.groups = 2;
+  ExpectFloatRange(&beam.diversity_penalty, 0, 100,
+                   "nodes[1].generation.beam_search.diversity_penalty");
+  beam.groups = 3;
+  ExpectRefused("nodes[1].generation.beam_search.groups", "3", "a divisor of 4");
+  beam.groups = 1;
+  beam.diversity_penalty = 0.5f;
+  ExpectRefused("nodes[1].generation.beam_search.diversity_penalty", "0.5", "0 with 1 group");
+  beam.diversity_penalty = 0;
   generation().stop_token_ids = {1, 2};
   ExpectAccepted();
   generation().stop_token_ids = {1, 2, 3};

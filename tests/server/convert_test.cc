@@ -170,6 +170,10 @@ TEST(ConvertRequestTest, SearchPoliciesArrive) {
   EXPECT_EQ(beam.num_return, 2);
   EXPECT_EQ(beam.length_penalty, 0.0f);
   EXPECT_EQ(beam.early_stopping, EarlyStopping::kNever);
+  EXPECT_EQ(beam.groups, 1);
+  beam = std::get<BeamSearch>(search("beam_search { groups: 2 diversity_penalty: 0.5 }"));
+  EXPECT_EQ(beam.groups, 2);
+  EXPECT_EQ(beam.diversity_penalty, 0.5f);
   beam = std::get<BeamSearch>(search("beam_search { early_stopping: EARLY_STOPPING_ALWAYS }"));
   EXPECT_EQ(beam.early_stopping, EarlyStopping::kAlways);
 }

@@ -81,9 +81,12 @@ Generation Simulation::RandomGeneration() {
     g.n = 1;
     g.stop.clear();
     g.sampling = {};
+    const int groups = width % 2 == 0 && Chance(0.5) ? 2 : 1;
     g.search = BeamSearch{.width = width,
                           .num_return = Random(1, width),
-                          .early_stopping = static_cast<EarlyStopping>(Random(0, 2))};
+                          .early_stopping = static_cast<EarlyStopping>(Random(0, 2)),
+                          .groups = groups,
+                          .diversity_penalty = groups > 1 ? 0.5f : 0.0f};
   }
   return g;
 }

@@ -89,6 +89,10 @@ struct Engine::Impl {
   // What a request's constraints and choices are in tokens, for `tree`. Sets the max_tokens of
   // choices.
   absl::Status PrepareConstraints(TreeRequest* request, std::vector<TreeNode>* tree);
+  // What its judges append. Returns how much, a node.
+  absl::StatusOr<std::vector<JudgeTokens>> PrepareJudges(const TreeRequest& request,
+                                                         std::span<const char> turn_is_open,
+                                                         std::vector<TreeNode>* tree);
 
   EngineConfig config;
   std::unique_ptr<Checkpoint> checkpoint;
@@ -299,20 +303,48 @@ absl::Status Engine::Impl::PrepareConstraints(TreeRequest* request, std::vector<
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::vector<JudgeTokens>> Engine::Impl::PrepareJudges(
+    const TreeRequest& request, std::span<const char> turn_is_open, std::vector<TreeNode>* tree) {
+  std::vector<JudgeTokens> lengths(request.nodes.size());
+  for (size_t i = 0; i < request.nodes.size(); ++i) {
+    const std::optional<Generation>& generation = request.nodes[i].generation;
+    const Judge* judge = generation ? JudgeOf(*generation) : nullptr;
+    if (judge == nullptr) continue;
+    absl::StatusOr<TokenizedJudge> ids =
+        TokenizeJudge(*judge, static_cast<int>(i), *tokenizer, turn_is_open[i] != 0);
+    if (!ids.ok()) return ids.status();
+    for (size_t a = 0; a < judge->answers.size(); ++a) {
+      JudgeAnswer& answer = (*tree)[i].judge.emplace_back();
+      answer.tokens = ids->prompt;
+      answer.tokens.insert(answer.tokens.end(), ids->answers[a].begin(), ids->answers[a].end());
+      answer.prompt_tokens = static_cast<int>(ids->prompt.size());
+      answer.value = judge->answers[a].value;
+      const int length = static_cast<int>(answer.tokens.size());
+      lengths[i].longest = std::max(lengths[i].longest, length);
+      lengths[i].total += length;
+    }
+  }
+  return lengths;
+}
+
 absl::StatusOr<TreeHandle> Engine::Submit(TreeRequest request, std::shared_ptr<OutputSink> sink) {
   const Limits& limits = impl_->config.limits;
   absl::Status valid = ValidateTree(request, impl_->facts, limits);
   if (!valid.ok()) return valid;
-  absl::StatusOr<std::vector<std::vector<int32_t>>> tokens =
-      TokenizeTree(request, *impl_->tokenizer);
+  absl::StatusOr<TokenizedTree> tokens = TokenizeTree(request, *impl_->tokenizer);
   if (!tokens.ok()) return tokens.status();
   std::vector<TreeNode> tree(request.nodes.size());
   if (absl::Status status = impl_->PrepareConstraints(&request, &tree); !status.ok()) {
     return status;
   }
+  absl::StatusOr<std::vector<JudgeTokens>> judges =
+      impl_->PrepareJudges(request, tokens->turn_is_open, &tree);
+  if (!judges.ok()) return judges.status();
   std::vector<int> lengths;
-  for (const std::vector<int32_t>& ids : *tokens) lengths.push_back(static_cast<int>(ids.size()));
-  absl::StatusOr<TreeExpansion> expansion = ExpandTree(request, lengths, impl_->facts, limits);
+  for (const std::vector<int32_t>& ids : tokens->ids)
+    lengths.push_back(static_cast<int>(ids.size()));
+  absl::StatusOr<TreeExpansion> expansion =
+      ExpandTree(request, lengths, impl_->facts, limits, *judges);
   if (!expansion.ok()) return expansion.status();
 
   DecodeTreeInit init{
@@ -329,7 +361,7 @@ absl::StatusOr<TreeHandle> Engine::Submit(TreeRequest request, std::shared_ptr<O
     PromptNode& from = request.nodes[i];
     TreeNode& node = init.nodes[i];
     node.parent = from.parent;
-    node.tokens = std::move((*tokens)[i]);
+    node.tokens = std::move(tokens->ids[i]);
     node.generation = std::move(from.generation);
     node.max_tokens = expansion->nodes[i].max_tokens;
     node.score = from.score;

@@ -9,8 +9,12 @@
 namespace espalier {
 namespace {
 
+// A judged branch makes way for its answers.
 int64_t Alive(const PromptNode& node) {
-  return node.generation ? BranchesAlive(*node.generation) : 1;
+  if (!node.generation) return 1;
+  const Judge* judge = JudgeOf(*node.generation);
+  const int64_t answers = judge == nullptr ? 1 : static_cast<int64_t>(judge->answers.size());
+  return BranchesAlive(*node.generation) * answers;
 }
 
 int64_t Kept(const PromptNode& node) {
@@ -36,15 +40,18 @@ struct Path {
   int64_t pages = 0;
 };
 
-// The generation's max_tokens, given how much of the context the path before it takes.
+// The generation's max_tokens, given how much of the context the path before it takes, and a judge
+// after it.
 absl::StatusOr<int> EffectiveMaxTokens(int index, const Generation& g, int64_t prompt_end,
-                                       const ModelFacts& model) {
-  const int64_t room = model.max_context - prompt_end;
+                                       int judge_tokens, const ModelFacts& model) {
+  const int64_t room = model.max_context - prompt_end - judge_tokens;
   const int64_t wanted = g.max_tokens ? *g.max_tokens : std::min<int64_t>(kDefaultMaxTokens, room);
   if (wanted > room || wanted < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
         "nodes[", index, "].generation.max_tokens is ", std::max<int64_t>(wanted, 1),
-        " after up to ", prompt_end, " tokens on the path; the context has ", model.max_context));
+        " after up to ", prompt_end, " tokens on the path",
+        judge_tokens > 0 ? absl::StrCat(" and before ", judge_tokens, " of its judge") : "",
+        "; the context has ", model.max_context));
   }
   if (g.min_tokens > wanted) {
     return absl::InvalidArgumentError(absl::StrCat("nodes[", index, "].generation.min_tokens is ",
@@ -87,7 +94,8 @@ int64_t MaxWidth(const TreeRequest& request) {
 
 absl::StatusOr<TreeExpansion> ExpandTree(const TreeRequest& request,
                                          std::span<const int> node_tokens, const ModelFacts& model,
-                                         const Limits& limits) {
+                                         const Limits& limits,
+                                         std::span<const JudgeTokens> judge_tokens) {
   const std::vector<PromptNode>& nodes = request.nodes;
   ESPALIER_CHECK(node_tokens.size() == nodes.size());
   ESPALIER_CHECK(model.page_size > 0);
@@ -109,6 +117,7 @@ absl::StatusOr<TreeExpansion> ExpandTree(const TreeRequest& request,
     }
     TreeExpansion::Node& grown = expansion.nodes[i];
     grown.instances = instances[i];
+    const JudgeTokens judge = judge_tokens.empty() ? JudgeTokens() : judge_tokens[i];
     const Path before = i == 0 ? Path{} : paths[node.parent];
     Path& path = paths[i];
     path.prompt_end = before.end + node_tokens[i];
@@ -121,19 +130,21 @@ absl::StatusOr<TreeExpansion> ExpandTree(const TreeRequest& request,
     }
     if (node.generation) {
       const absl::StatusOr<int> max_tokens =
-          EffectiveMaxTokens(i, *node.generation, path.prompt_end, model);
+          EffectiveMaxTokens(i, *node.generation, path.prompt_end, judge.longest, model);
       if (!max_tokens.ok()) return max_tokens.status();
       grown.max_tokens = *max_tokens;
       path.end += *max_tokens;
       path.pages += pages(*max_tokens);
     }
-    if (path.pages > model.num_pages) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("nodes[", i, "] is up to ", path.end, " tokens deep and needs ", path.pages,
-                       " KV pages alone; the pool has ", model.num_pages));
+    const int64_t judged_pages = path.pages + pages(judge.longest);
+    if (judged_pages > model.num_pages) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "nodes[", i, "] is up to ", path.end + judge.longest, " tokens deep and needs ",
+          judged_pages, " KV pages alone; the pool has ", model.num_pages));
     }
-    expansion.path_pages = std::max(expansion.path_pages, path.pages);
-    const int64_t tokens = node_tokens[i] + Alive(node) * grown.max_tokens;
+    expansion.path_pages = std::max(expansion.path_pages, judged_pages);
+    const int64_t branches = node.generation ? BranchesAlive(*node.generation) : 1;
+    const int64_t tokens = node_tokens[i] + branches * (grown.max_tokens + int64_t{judge.total});
     expansion.tokens = SaturatingAdd(expansion.tokens, SaturatingMultiply(grown.instances, tokens));
   }
   if (expansion.tokens > limits.max_tree_tokens) {

@@ -18,6 +18,7 @@ struct Limits {
   int max_pattern_bytes = 512;  // MajorityVote.answer_pattern
   int max_regex_bytes = 4096;   // Generation.regex
   int max_choices = 256;        // Choices.texts
+  int max_judge_answers = 16;   // Judge.answers
   int max_beam_width = 16;      // BeamSearch.width
   // Candidates that a beam's hypothesis offers: width plus tokens that end it.
   int max_beam_candidates = 32;

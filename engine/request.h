@@ -31,11 +31,26 @@ struct MajorityVote {
 
 enum class BranchScore { kMeanLogprob, kCumulativeLogprob };
 
+// A node's content: text, token ids or turns of a conversation.
+using Content = std::variant<std::string, std::vector<int32_t>, std::vector<ChatMessage>>;
+
+// Asks the model about an ended branch: its score is the mean of the answers' values, weighted by
+// their probabilities after the branch and the prompt.
+struct Judge {
+  Content prompt;
+  struct Answer {
+    std::string text;
+    float value = 0;
+  };
+  std::vector<Answer> answers;
+};
+
 // Keeps the best of a generation's n samples.
 struct BestOfN {
   int keep = 1;
   BranchScore score = BranchScore::kMeanLogprob;
-  bool across_paths = false;  // of those on all paths together
+  bool across_paths = false;        // of those on all paths together
+  std::optional<Judge> judge = {};  // scores ended branches instead of `score`
 };
 
 // When a beam search that has `width` ended hypotheses is over.
@@ -84,10 +99,16 @@ inline bool IsAcrossPaths(const Generation& generation) {
   return best != nullptr && best->across_paths;
 }
 
+// Null: ended branches are not judged.
+inline const Judge* JudgeOf(const Generation& generation) {
+  const auto* best = std::get_if<BestOfN>(&generation.search);
+  return best != nullptr && best->judge ? &*best->judge : nullptr;
+}
+
 struct PromptNode {
   int parent = -1;  // index of an earlier node; -1: the root (exactly one, the first)
   std::string id;   // client's label; unique in the tree; empty: the node's index
-  std::variant<std::string, std::vector<int32_t>, std::vector<ChatMessage>> content;
+  Content content;
   std::optional<Generation> generation;
   // A continuation whose tokens' log-probabilities are wanted instead of a generation.
   bool score = false;

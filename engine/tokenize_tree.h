@@ -19,7 +19,18 @@ absl::StatusOr<std::vector<int32_t>> TokenizeNode(const PromptNode& node, int in
 // open the assistant's turn when the node generates or when something other than messages
 // continues it; messages that continue an open turn close it first.
 // INVALID_ARGUMENT when a node comes to no tokens.
-absl::StatusOr<std::vector<std::vector<int32_t>>> TokenizeTree(const TreeRequest& request,
-                                                               const Tokenizer& tokenizer);
+struct TokenizedTree {
+  std::vector<std::vector<int32_t>> ids;  // [nodes]
+  std::vector<char> turn_is_open;         // [nodes] the assistant's, after the node
+};
+absl::StatusOr<TokenizedTree> TokenizeTree(const TreeRequest& request, const Tokenizer& tokenizer);
+
+// What follows an ended branch when node `index`'s judge asks about it, answer by answer.
+struct TokenizedJudge {
+  std::vector<int32_t> prompt;
+  std::vector<std::vector<int32_t>> answers;
+};
+absl::StatusOr<TokenizedJudge> TokenizeJudge(const Judge& judge, int index,
+                                             const Tokenizer& tokenizer, bool turn_is_open);
 
 }  // namespace espalier

@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/tree/answer_pattern.h"
@@ -108,7 +109,43 @@ absl::Status CheckStops(int node, const Generation& g, const ModelFacts& model,
   return absl::OkStatus();
 }
 
-absl::Status CheckBestOfN(int node, const Generation& g, const BestOfN& best) {
+absl::Status CheckJudge(int node, const Judge& judge, const ModelFacts& model,
+                        const Limits& limits) {
+  constexpr absl::string_view kField = "generation.best_of_n.judge";
+  PromptNode prompt;
+  prompt.content = judge.prompt;
+  if (absl::Status status = ValidateContent(node, prompt, model, limits); !status.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("nodes[", node, "].", kField, ".prompt: ", status.message()));
+  }
+  const size_t count = judge.answers.size();
+  if (count < 2 || count > static_cast<size_t>(limits.max_judge_answers)) {
+    return Refuse(node, absl::StrCat(kField, ".answers"), absl::StrCat(count, " entries"),
+                  "from 2 to ", limits.max_judge_answers);
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const Judge::Answer& answer = judge.answers[i];
+    const std::string field = absl::StrCat(kField, ".answers[", i, "]");
+    if (answer.text.empty() || answer.text.size() > static_cast<size_t>(limits.max_stop_bytes)) {
+      return Refuse(node, field + ".text", absl::StrCat(answer.text.size(), " bytes"), "from 1 to ",
+                    limits.max_stop_bytes);
+    }
+    for (size_t j = 0; j < count; ++j) {
+      if (i == j || !absl::StartsWith(judge.answers[j].text, answer.text)) continue;
+      return Refuse(node, field + ".text", "the beginning of another answer", "a text of its own");
+    }
+    absl::Status status = CheckRange(node, field + ".value", answer.value, -1e6f, 1e6f);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckBestOfN(int node, const Generation& g, const BestOfN& best,
+                          const ModelFacts& model, const Limits& limits) {
+  if (best.judge) {
+    absl::Status status = CheckJudge(node, *best.judge, model, limits);
+    if (!status.ok()) return status;
+  }
   if (best.across_paths) return absl::OkStatus();  // CheckAcrossPaths knows how many paths
   if (best.keep < 1 || best.keep > g.n) {
     return Refuse(node, "generation.best_of_n.keep", best.keep, "from 1 to ", g.n,
@@ -234,7 +271,9 @@ absl::Status CheckRegex(int node, const Generation& g, const Limits& limits) {
 
 absl::Status CheckSearch(int node, const Generation& g, const ModelFacts& model,
                          const Limits& limits) {
-  if (const auto* best = std::get_if<BestOfN>(&g.search)) return CheckBestOfN(node, g, *best);
+  if (const auto* best = std::get_if<BestOfN>(&g.search)) {
+    return CheckBestOfN(node, g, *best, model, limits);
+  }
   if (const auto* beam = std::get_if<BeamSearch>(&g.search)) {
     return CheckBeamSearch(node, g, *beam, model, limits);
   }

@@ -61,9 +61,18 @@ struct TreeExpansion {
   int64_t path_pages = 0;  // KV pages of the largest path, when it shares none
 };
 
-// `node_tokens[i]` is the number of tokens of node i. The request has passed ValidateTree.
+// Tokens that a node's judge appends to an ended branch: with the longest answer, and with all of
+// them together.
+struct JudgeTokens {
+  int longest = 0;
+  int total = 0;
+};
+
+// `node_tokens[i]` is the number of tokens of node i; `judge_tokens` has an entry a node, or none
+// when no branch is judged. The request has passed ValidateTree.
 absl::StatusOr<TreeExpansion> ExpandTree(const TreeRequest& request,
                                          std::span<const int> node_tokens, const ModelFacts& model,
-                                         const Limits& limits);
+                                         const Limits& limits,
+                                         std::span<const JudgeTokens> judge_tokens = {});
 
 }  // namespace espalier

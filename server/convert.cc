@@ -28,13 +28,46 @@ std::vector<ChatMessage> TakeMessages(v1::ChatMessages* message) {
   return messages;
 }
 
-BestOfN TakeBestOfN(const v1::BestOfN& message) {
+// Of a message whose oneof holds text and perhaps token_ids and messages. False: none is set.
+template <class Message>
+bool TakeContent(Message& message, Content* content) {
+  if (message.has_text()) {
+    *content = std::move(*message.mutable_text());
+    return true;
+  }
+  if constexpr (requires { message.token_ids(); }) {
+    if (message.has_token_ids()) {
+      *content = TakeIds(message.token_ids());
+      return true;
+    }
+  }
+  if constexpr (requires { message.messages(); }) {
+    if (message.has_messages()) {
+      *content = TakeMessages(message.mutable_messages());
+      return true;
+    }
+  }
+  return false;
+}
+
+Judge TakeJudge(v1::Judge* message) {
+  Judge judge;
+  TakeContent(*message,
+              &judge.prompt);  // without one it is an empty text, which the engine refuses
+  for (v1::Judge::Answer& answer : *message->mutable_answers()) {
+    judge.answers.push_back({std::move(*answer.mutable_text()), answer.value()});
+  }
+  return judge;
+}
+
+BestOfN TakeBestOfN(v1::BestOfN& message) {
   BestOfN best;
   if (message.has_keep()) best.keep = message.keep();
   if (message.score() == v1::BestOfN::SCORE_CUMULATIVE_LOGPROB) {
     best.score = BranchScore::kCumulativeLogprob;
   }
   best.across_paths = message.across_paths();
+  if (message.has_judge()) best.judge = TakeJudge(message.mutable_judge());
   return best;
 }
 
@@ -103,7 +136,7 @@ Generation TakeGeneration(v1::Generation* message) {
   if (message->has_speculative()) generation.speculative = message->speculative();
   switch (message->search_case()) {
     case v1::Generation::kBestOfN:
-      generation.search = TakeBestOfN(message->best_of_n());
+      generation.search = TakeBestOfN(*message->mutable_best_of_n());
       break;
     case v1::Generation::kBeamSearch:
       generation.search = TakeBeamSearch(message->beam_search());
@@ -133,19 +166,7 @@ Generation TakeGeneration(v1::Generation* message) {
 PromptNode TakeNode(v1::PromptNode* message) {
   PromptNode node;
   node.id = std::move(*message->mutable_id());
-  switch (message->content_case()) {
-    case v1::PromptNode::kText:
-      node.content = std::move(*message->mutable_text());
-      break;
-    case v1::PromptNode::kTokenIds:
-      node.content = TakeIds(message->token_ids());
-      break;
-    case v1::PromptNode::kMessages:
-      node.content = TakeMessages(message->mutable_messages());
-      break;
-    case v1::PromptNode::CONTENT_NOT_SET:  // as an empty text, which the engine judges
-      break;
-  }
+  TakeContent(*message, &node.content);  // without one it is an empty text, which the engine judges
   if (message->has_generation()) node.generation = TakeGeneration(message->mutable_generation());
   node.score = message->score();
   return node;
@@ -197,18 +218,8 @@ absl::StatusOr<TreeRequest> TakeTreeRequest(v1::ScoreRequest message) {
 
   PromptNode& prompt = request.nodes.emplace_back();
   prompt.id = "prompt";
-  switch (message.prompt_case()) {
-    case v1::ScoreRequest::kText:
-      prompt.content = std::move(*message.mutable_text());
-      break;
-    case v1::ScoreRequest::kTokenIds:
-      prompt.content = TakeIds(message.token_ids());
-      break;
-    case v1::ScoreRequest::kMessages:
-      prompt.content = TakeMessages(message.mutable_messages());
-      break;
-    case v1::ScoreRequest::PROMPT_NOT_SET:
-      return absl::InvalidArgumentError("prompt: not set");
+  if (!TakeContent(message, &prompt.content)) {
+    return absl::InvalidArgumentError("prompt: not set");
   }
 
   absl::StatusOr<std::vector<PromptNode>> continuations =
@@ -232,15 +243,8 @@ absl::StatusOr<std::vector<PromptNode>> TakeContinuations(
     PromptNode& node = nodes.emplace_back();
     node.id = absl::StrCat("continuations[", nodes.size() - 1, "]");
     node.score = true;
-    switch (continuation.content_case()) {
-      case v1::Continuation::kText:
-        node.content = std::move(*continuation.mutable_text());
-        break;
-      case v1::Continuation::kTokenIds:
-        node.content = TakeIds(continuation.token_ids());
-        break;
-      case v1::Continuation::CONTENT_NOT_SET:
-        return absl::InvalidArgumentError(absl::StrCat(node.id, ": not set"));
+    if (!TakeContent(continuation, &node.content)) {
+      return absl::InvalidArgumentError(absl::StrCat(node.id, ": not set"));
     }
   }
   return nodes;
@@ -248,18 +252,8 @@ absl::StatusOr<std::vector<PromptNode>> TakeContinuations(
 
 absl::StatusOr<PromptNode> TakePromptNode(v1::AppendTokens message) {
   PromptNode node;
-  switch (message.content_case()) {
-    case v1::AppendTokens::kText:
-      node.content = std::move(*message.mutable_text());
-      break;
-    case v1::AppendTokens::kTokenIds:
-      node.content = TakeIds(message.token_ids());
-      break;
-    case v1::AppendTokens::kMessages:
-      node.content = TakeMessages(message.mutable_messages());
-      break;
-    case v1::AppendTokens::CONTENT_NOT_SET:
-      return absl::InvalidArgumentError("append.content: not set");
+  if (!TakeContent(message, &node.content)) {
+    return absl::InvalidArgumentError("append.content: not set");
   }
   node.generation.emplace();  // messages end where the assistant's turn begins
   return node;
@@ -273,15 +267,8 @@ absl::StatusOr<Generation> TakeGeneration(v1::GenerateBranches message) {
 
 absl::StatusOr<PromptNode> TakePromptNode(v1::TokenizeRequest message) {
   PromptNode node;
-  switch (message.input_case()) {
-    case v1::TokenizeRequest::kText:
-      node.content = std::move(*message.mutable_text());
-      break;
-    case v1::TokenizeRequest::kMessages:
-      node.content = TakeMessages(message.mutable_messages());
-      break;
-    case v1::TokenizeRequest::INPUT_NOT_SET:
-      return absl::InvalidArgumentError("input: not set");
+  if (!TakeContent(message, &node.content)) {
+    return absl::InvalidArgumentError("input: not set");
   }
   // A node that generates is one that ends where the assistant's turn begins.
   if (!message.has_add_generation_prompt() || message.add_generation_prompt()) {

@@ -414,7 +414,7 @@ bool Scheduler::AdmitPrivate(LiveTree& live, int segment) {
   // A branch's last token is decoded, not filled; nothing follows a scored token.
   if (s.kind != SegmentKind::kPrompt) wanted.pop_back();
   if (!HasRoomFor(live, static_cast<int64_t>(wanted.size()))) return false;
-  if (below_parent) {
+  if (below_parent && tree.num_unscored(segment) == 0) {
     // The first token is scored by the logits of the last one before it, whose KV exists.
     const int row = LogitsRowAt(live, segment, from, s.start - 1);
     if (row < 0) return false;
@@ -485,8 +485,9 @@ bool Scheduler::FillSome(LiveTree& live, int segment) {
   const int position = NodeStart(unfilled.node) + unfilled.offset;
   int count = std::min(RowsLeft(), unfilled.remaining);
   // A score segment wants the logits of every row from the one before its first token.
-  const int first_scored = s.kind == SegmentKind::kScore ? s.start - 1 : INT32_MAX;
-  if (s.kind == SegmentKind::kScore) {
+  const bool scores = s.kind == SegmentKind::kScore;
+  const int first_scored = scores ? s.start + live.tree->num_unscored(segment) - 1 : INT32_MAX;
+  if (scores) {
     count = std::min(count, std::max(0, first_scored - position) + LogitsLeft());
   }
   if (count <= 0) return false;
@@ -498,7 +499,7 @@ bool Scheduler::FillSome(LiveTree& live, int segment) {
     const int row =
         AddRow(live, segment, position + i, tokens[unfilled.offset + i], fill_slots_[i]);
     if (position + i < first_scored) continue;
-    AddTask(row, live, segment, live.tree->tokens(segment)[position + i - first_scored]);
+    AddTask(row, live, segment, live.tree->tokens(segment)[position + i + 1 - s.start]);
   }
   return filled > 0 || MakeRoom(live, segment);
 }

@@ -16,7 +16,27 @@ double BestOfNPolicy::Score(const BranchView& branch, int max_tokens) const {
   ESPALIER_CHECK(false && "no such score");
 }
 
+// A judgement may be anything: nothing is decided before the last.
+SearchDecision BestOfNPolicy::DecideJudged(const SearchView& view) const {
+  if (view.unstarted > 0) return {};
+  SearchDecision decision;
+  std::vector<SearchDecision::Kept>& kept = decision.kept;
+  for (const BranchView& branch : view.branches) {
+    if (!branch.judgement) return {};
+    kept.push_back({branch.branch, *branch.judgement});
+  }
+  // Of equal ones the earlier sample.
+  std::ranges::stable_sort(kept, std::ranges::greater(), &SearchDecision::Kept::score);
+  const auto keep = std::min(kept.size(), static_cast<size_t>(params_.keep));
+  for (size_t i = keep; i < kept.size(); ++i) {
+    decision.pruned.push_back({kept[i].branch, kept[i].score, kept[keep - 1].score});
+  }
+  kept.resize(keep);
+  return decision;
+}
+
 SearchDecision BestOfNPolicy::Decide(const SearchView& view) const {
+  if (params_.judge) return DecideJudged(view);
   std::vector<SearchDecision::Kept> ended;
   for (const BranchView& branch : view.branches) {
     if (branch.ended) ended.push_back({branch.branch, Score(branch, view.max_tokens)});

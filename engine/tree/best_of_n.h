@@ -1,5 +1,6 @@
 // Keeps the best m of n independent samples. A branch that can no longer become one of them is
 // pruned while it grows: log-probabilities are never positive, so what it has bounds what it gets.
+// With a judge the best are those that the model itself thinks best.
 #pragma once
 
 #include "engine/tree/branch_policy.h"
@@ -15,6 +16,7 @@ class BestOfNPolicy : public BranchPolicy {
   SearchDecision Decide(const SearchView& view) const override;
 
  private:
+  SearchDecision DecideJudged(const SearchView& view) const;
   // Of an ended branch its score; of one that grows the most that it can reach.
   double Score(const BranchView& branch, int max_tokens) const;
 

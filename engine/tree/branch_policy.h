@@ -29,6 +29,8 @@ struct BranchView {
   // The most likely next tokens and their log-probabilities, best first, where the policy chooses
   // tokens itself. Empty while they are being computed.
   std::span<const std::pair<int32_t, float>> candidates;
+  // What the judge of an ended branch says, once it has said it.
+  std::optional<double> judgement = {};
   // What the policy found in the text of an ended branch. Null: it grows, or there is none.
   const std::string* answer = nullptr;
 };

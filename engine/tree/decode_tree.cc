@@ -1,6 +1,7 @@
 #include "engine/tree/decode_tree.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -43,7 +44,7 @@ DecodeTree::DecodeTree(DecodeTreeInit init)
 std::span<const int32_t> DecodeTree::tokens(int index) const {
   const Segment& s = segments_[index];
   if (s.kind == SegmentKind::kBranch) return s.generated;
-  return node(s).tokens;
+  return s.judge >= 0 ? node(s).judge[s.judge].tokens : node(s).tokens;
 }
 
 std::vector<int32_t> DecodeTree::PathTokens(int index) const {
@@ -69,24 +70,50 @@ int DecodeTree::AddSegment(SegmentKind kind, int node, int parent) {
   s.node = node;
   s.parent = parent;
   s.start = start;
-  if (kind != SegmentKind::kBranch) {
-    usage_.prompt_tokens += static_cast<int64_t>(init_.nodes[node].tokens.size());
-  }
   return num_segments() - 1;
+}
+
+void DecodeTree::CountPrompt(int segment) {
+  usage_.prompt_tokens += static_cast<int64_t>(tokens(segment).size());
 }
 
 int DecodeTree::AddRoot() {
   ESPALIER_CHECK(segments_.empty());
-  return AddSegment(SegmentKind::kPrompt, 0, -1);
+  const int root = AddSegment(SegmentKind::kPrompt, 0, -1);
+  CountPrompt(root);
+  return root;
 }
 
 std::vector<int> DecodeTree::AddChildren(int parent) {
   std::vector<int> added;
-  for (int child : node(segments_[parent]).children) {
-    const bool score = init_.nodes[child].score;
-    added.push_back(AddSegment(score ? SegmentKind::kScore : SegmentKind::kPrompt, child, parent));
+  Segment& above = segments_[parent];
+  if (NeedsJudgement(above)) {
+    above.asked = true;
+    above.verdict.assign(node(above).judge.size(), 0);
+    for (size_t i = 0; i < node(above).judge.size(); ++i) {
+      added.push_back(AddSegment(SegmentKind::kScore, above.node, parent));
+      segments_.back().judge = static_cast<int>(i);
+    }
+  } else {
+    for (int child : node(above).children) {
+      const bool score = init_.nodes[child].score;
+      added.push_back(
+          AddSegment(score ? SegmentKind::kScore : SegmentKind::kPrompt, child, parent));
+    }
   }
+  for (int child : added) CountPrompt(child);
   return added;
+}
+
+// Of branches that ended by themselves.
+bool DecodeTree::NeedsJudgement(const Segment& s) const {
+  return s.kind == SegmentKind::kBranch && s.done && !s.asked && !node(s).judge.empty() &&
+         s.end_reason != FinishReason::kPruned;
+}
+
+int DecodeTree::num_unscored(int score) const {
+  const Segment& s = segments_[score];
+  return s.judge >= 0 ? node(s).judge[s.judge].prompt_tokens : 0;
 }
 
 int DecodeTree::fanout(int prompt) const {
@@ -170,6 +197,7 @@ std::vector<std::span<const int32_t>> DecodeTree::OtherTexts(int branch, int cou
 }
 
 int DecodeTree::top_logprobs(int index) const {
+  if (segments_[index].judge >= 0) return -1;
   const std::optional<Generation>& g = node(segments_[index]).generation;
   return g ? g->logprobs.value_or(-1) : -1;
 }
@@ -202,15 +230,20 @@ DecodeTree::Accepted DecodeTree::Accept(int branch, const Sample& sample, absl::
   Segment& s = segments_[branch];
   Announce(s, now);
   if (s.search < 0) return {.finished = TakeToken(s, {sample.token, sample.logprob, sample.top})};
-  if (std::ranges::find(moved_searches_, s.search) == moved_searches_.end()) {
-    moved_searches_.push_back(s.search);
-  }
+  MarkMoved(s.search);
   if (PolicyOf(s)->num_candidates() > 0) {
     s.candidates = sample.top;
     return {.held = true};
   }
   const bool finished = TakeToken(s, {sample.token, sample.logprob, sample.top});
-  return {.finished = finished, .held = finished};
+  // Its judge needs its path first.
+  return {.finished = finished, .held = finished && !NeedsJudgement(s)};
+}
+
+void DecodeTree::MarkMoved(int search) {
+  if (std::ranges::find(moved_searches_, search) == moved_searches_.end()) {
+    moved_searches_.push_back(search);
+  }
 }
 
 // True: the branch has ended.
@@ -270,7 +303,12 @@ DecodeTree::Outlook DecodeTree::AdvanceConstraint(Segment& s) {
 bool DecodeTree::AcceptScore(int score, const Sample& sample) {
   Segment& s = segments_[score];
   s.scores.push_back({sample.token, sample.logprob, sample.top});
-  if (s.scores.size() < node(s).tokens.size()) return false;
+  if (s.scores.size() + num_unscored(score) < tokens(score).size()) return false;
+  s.done = true;
+  if (s.judge >= 0) {
+    TakeVerdict(s);
+    return true;
+  }
   int ancestor = s.parent;
   while (ancestor >= 0 && segments_[ancestor].kind != SegmentKind::kBranch) {
     ancestor = segments_[ancestor].parent;
@@ -279,8 +317,25 @@ bool DecodeTree::AcceptScore(int score, const Sample& sample) {
       NodeScored{.node = s.node,
                  .parent_branch_id = ancestor < 0 ? -1 : segments_[ancestor].branch_id,
                  .logprobs = s.scores});
-  s.done = true;
   return true;
+}
+
+// One more of the answers that judge a branch. The last gives the mean of their values.
+void DecodeTree::TakeVerdict(const Segment& score) {
+  Segment& branch = segments_[score.parent];
+  const std::vector<JudgeAnswer>& answers = node(branch).judge;
+  for (const TokenLogprob& token : score.scores) branch.verdict[score.judge] += token.logprob;
+  if (++branch.num_verdicts < static_cast<int>(answers.size())) return;
+  const double best = std::ranges::max(branch.verdict);
+  double sum = 0;
+  double weight = 0;
+  for (size_t i = 0; i < answers.size(); ++i) {
+    const double probability = std::exp(branch.verdict[i] - best);
+    sum += probability * answers[i].value;
+    weight += probability;
+  }
+  branch.judgement = sum / weight;
+  MarkMoved(branch.search);
 }
 
 void DecodeTree::Release(Segment& s, const std::string& text, int released) {

@@ -29,6 +29,13 @@
 
 namespace espalier {
 
+// One answer of a judge, with the prompt before it.
+struct JudgeAnswer {
+  std::vector<int32_t> tokens;
+  int prompt_tokens = 0;  // of these
+  double value = 0;
+};
+
 // A prompt node after validation and tokenisation.
 struct TreeNode {
   int parent = -1;
@@ -38,6 +45,7 @@ struct TreeNode {
   int max_tokens = 0;                                 // effective; 0 without a generation
   std::shared_ptr<const TokenConstraint> constraint;  // null: any text
   std::vector<std::vector<int32_t>> choices;          // [branches] tokens, of Choices
+  std::vector<JudgeAnswer> judge;                     // empty: branches are not judged
   bool score = false;
 };
 
@@ -103,9 +111,14 @@ struct Segment {
   std::string stop_reason;
   std::string sent_text;              // all that its client has
   std::optional<std::string> answer;  // that its policy found there
+  bool asked = false;                 // its judge's answers are being scored, or were
+  std::vector<double> verdict;        // [answers] log-probabilities
+  int num_verdicts = 0;               // of these, those that are there
+  std::optional<double> judgement;    // once all are there
 
-  // Score only: one a token of the node, filled in order.
+  // Score only: one a token of the node, filled in order; of a judge's, a token of its answer.
   std::vector<TokenLogprob> scores;
+  int judge = -1;  // which of the answers that judge the parent branch; -1: none
 };
 
 class DecodeTree {
@@ -130,11 +143,16 @@ class DecodeTree {
   int path_length(int index) const;
   // Branches that begin at a prompt that generates.
   int fanout(int prompt) const;
-  bool has_children(int index) const { return !node(segments_[index]).children.empty(); }
+  bool has_children(int index) const {
+    return NeedsJudgement(segments_[index]) || !node(segments_[index]).children.empty();
+  }
+  // How many of a score segment's first tokens are not scored.
+  int num_unscored(int score) const;
 
   // New segments; the caller schedules them.
   int AddRoot();
-  // Instances of the node's children, once the segment's own tokens are final.
+  // Instances of the node's children, once the segment's own tokens are final; of a branch that is
+  // to be judged its judge's answers, and the children when it is asked again.
   std::vector<int> AddChildren(int parent);
   int AddBranch(int prompt, int sample);
 
@@ -179,6 +197,10 @@ class DecodeTree {
 
  private:
   int AddSegment(SegmentKind kind, int node, int parent);
+  void CountPrompt(int segment);
+  bool NeedsJudgement(const Segment& s) const;
+  void TakeVerdict(const Segment& score);
+  void MarkMoved(int search);
   void Release(Segment& s, const std::string& text, int released);
   void Announce(Segment& s, absl::Time now);
   bool TakeToken(Segment& s, TokenLogprob token);

@@ -42,6 +42,7 @@ SearchView DecodeTree::ViewOf(const Segment& prompt) const {
                              .tokens = s.search_tokens,
                              .logprob = s.search_logprob,
                              .candidates = std::span(s.candidates).first(candidates),
+                             .judgement = s.judgement,
                              .answer = s.answer ? &*s.answer : nullptr});
     // Branches whose tokens the policy chooses are of one length.
     if (!s.done && s.search_tokens < node(prompt).generation->min_tokens) {

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Few-shot classification: which label continues the prompt best, scored exactly, as one tree.
 
-The examples are the tree's root, each text to classify is a child, and the labels are scored
-continuations of each child. Nothing is generated: a label's log-probability is that of its tokens,
-and the examples' KV is computed once and read once a step for all texts and labels.
+The examples are the tree's root, each text to classify is a child, and the labels are its choices:
+every label is a branch, whose log-probability is exact, and the best one is kept. The examples' KV
+is computed once and read once a step for all texts and labels.
 """
 
 import math
@@ -43,15 +43,14 @@ def ask(text: str) -> str:
 
 
 def build_request():
-    """A score node a text and label; the ids say which."""
+    """A node a text, whose branches are the labels."""
     from espalier.v1 import generate_pb2, prompt_pb2
 
     examples = "".join(f"{ask(text)} {label}\n\n" for text, label in EXAMPLES)
     root = prompt_pb2.PromptNode(id="examples", text=INSTRUCTION + examples)
     for i, (text, _) in enumerate(TEXTS):
         child = root.children.add(id=f"text {i}", text=ask(text))
-        for label in LABELS:
-            child.children.add(id=f"text {i}: {label}", text=f" {label}", score=True)
+        child.generation.choices.texts.extend(f" {label}" for label in LABELS)
     return generate_pb2.GenerateRequest(request_id="few-shot classification", root=root)
 
 
@@ -59,9 +58,10 @@ def report(state) -> None:
     """The best label of each text, and its share among the labels."""
     right = 0
     for i, (text, expected) in enumerate(TEXTS):
-        scores = {label: state.score_at(f"text {i}: {label}", None) for label in LABELS}
-        best = max(scores, key=scores.get)
-        share = math.exp(scores[best]) / sum(math.exp(score) for score in scores.values())
+        branches = state.branches_at(f"text {i}", None)
+        [kept] = [branch for branch in branches if branch.rank == 0]
+        best = LABELS[kept.sample_index]
+        share = math.exp(kept.score) / sum(math.exp(branch.score) for branch in branches)
         right += best == expected
         mark = "" if best == expected else f"  (expected {expected})"
         print(f"{best} {share:6.1%}  {text}{mark}")

@@ -189,5 +189,29 @@ TEST(ExpandTreeTest, APathMustFitIntoThePoolAlone) {
   ExpectRefused(ExpandTree(request, tokens, model, Limits()), {"nodes[1]", "6 KV pages", "has 5"});
 }
 
+TEST(ExpandTreeTest, AJudgeTakesContextPagesTokensAndWidth) {
+  TreeRequest request = Request({Node(-1, 3, 20)});
+  BestOfN best;
+  best.judge.emplace().answers.resize(4);
+  request.nodes[0].generation->search = best;
+  const int tokens[] = {10};
+  const JudgeTokens judge[] = {{.longest = 17, .total = 50}};
+  ModelFacts model = Model();
+  model.max_context = 47;
+  model.num_pages = 1 + 2 + 2;
+  const absl::StatusOr<TreeExpansion> fits = ExpandTree(request, tokens, model, Limits(), judge);
+  ASSERT_TRUE(fits.ok()) << fits.status();
+  EXPECT_EQ(fits->tokens, 10 + 3 * (20 + 50));
+  EXPECT_EQ(fits->width, 3 * 4);
+  EXPECT_EQ(fits->path_pages, 5);
+  --model.num_pages;
+  ExpectRefused(ExpandTree(request, tokens, model, Limits(), judge),
+                {"nodes[0] is up to 47 tokens", "5 KV pages", "has 4"});
+  model.num_pages = 5;
+  --model.max_context;
+  ExpectRefused(ExpandTree(request, tokens, model, Limits(), judge),
+                {"nodes[0].generation.max_tokens is 20", "before 17 of its judge", "has 46"});
+}
+
 }  // namespace
 }  // namespace espalier

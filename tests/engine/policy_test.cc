@@ -360,6 +360,105 @@ TEST(TreeOfThought, KeepsTheBestOfEachLevelOverAllPaths) {
   EXPECT_EQ(engine->Stats().pages_locked, 0);
 }
 
+// ---- branches that the model judges
+
+// What a judge must say of a branch: its answers' probabilities by score nodes of another request.
+double NaiveJudgement(Engine& engine, const std::vector<int32_t>& path, const Judge& judge) {
+  TreeRequest request;
+  request.nodes = {Node(-1, path), Node(0, std::get<std::vector<int32_t>>(judge.prompt))};
+  for (const Judge::Answer& answer : judge.answers) {
+    PromptNode& node = request.nodes.emplace_back();
+    node.parent = 1;
+    node.content = answer.text;
+    node.score = true;
+  }
+  const TreeResult result = RunTree(engine, request);
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  double sum = 0;
+  double weight = 0;
+  for (const NodeScored& scored : result.scores) {
+    double logprob = 0;
+    for (const TokenLogprob& token : scored.logprobs) logprob += token.logprob;
+    sum += std::exp(logprob) * judge.answers[scored.node - 2].value;
+    weight += std::exp(logprob);
+  }
+  return sum / weight;
+}
+
+TEST(BestOfNPolicy, KeepsWhatTheModelThinksBest) {
+  for (const Sharing sharing : {Sharing::kNone, Sharing::kTree, Sharing::kCache}) {
+    EngineConfig config = ExactConfig(sharing);
+    if (sharing == Sharing::kTree) {
+      // Answers wait for pages and places.
+      config.max_batch_tokens = 9;
+      config.max_live_branches = 3;
+      config.kv_memory_bytes = 32 << 10;
+    }
+    const std::unique_ptr<Engine> engine = MakeEngine(config);
+    const std::unique_ptr<Engine> reference = MakeEngine(ExactConfig(Sharing::kCache));
+    for (uint64_t seed = 1; seed <= 8; ++seed) {
+      SCOPED_TRACE(testing::Message() << "seed " << seed);
+      std::mt19937_64 rng(seed);
+      TreeRequest request = SampledRequest(seed, 5);
+      const auto root = std::get<std::vector<int32_t>>(request.nodes[0].content);
+      Judge judge;
+      judge.prompt = RandomTokens(rng, 1 + static_cast<int>(seed % 6));
+      judge.answers = {{"yes", 2.0f}, {"no", -1.0f}, {"unclear", 0.5f}};
+      judge.answers.resize(2 + seed % 2);
+      request.nodes[0].generation->search = BestOfN{.keep = 2, .judge = judge};
+      request.nodes.push_back(Node(0, {1, 2}, Greedy(3)));
+      const TreeResult result = RunTree(*engine, request);
+      ASSERT_TRUE(result.status.ok()) << result.status;
+      const std::vector<const BranchResult*> ranked = Ranked(result);
+      ASSERT_EQ(ranked.size(), 2u);
+      EXPECT_GE(*ranked[0]->end.score, *ranked[1]->end.score);
+      EXPECT_TRUE(result.scores.empty()) << "a judge's answers are not the client's";
+      for (const auto& [id, branch] : result.branches) {
+        if (branch.start.node != 0) continue;
+        std::vector<int32_t> path = root;
+        path.insert(path.end(), branch.tokens.begin(), branch.tokens.end());
+        EXPECT_NEAR(*branch.end.score, NaiveJudgement(*reference, path, judge), 1e-4);
+        if (branch.end.rank) {
+          result.Branch(1, 0, id);  // its child goes on from it
+        } else {
+          EXPECT_EQ(branch.end.reason, FinishReason::kPruned);
+          EXPECT_LE(*branch.end.score, *ranked[1]->end.score);
+          EXPECT_EQ(*branch.end.threshold, *ranked[1]->end.score);
+        }
+      }
+      EXPECT_EQ(result.branches.size(), 7u);
+      if (testing::Test::HasFailure()) return;
+    }
+    EXPECT_EQ(engine->Stats().pages_locked, 0);
+  }
+}
+
+TEST(TreeOfThought, IsSearchedByJudgement) {
+  const std::unique_ptr<Engine> engine = MakeEngine(ExactConfig(Sharing::kCache));
+  std::mt19937_64 rng(5);
+  Judge judge;
+  judge.prompt = RandomTokens(rng, 4);
+  judge.answers = {{"good", 1.0f}, {"bad", 0.0f}};
+  TreeRequest request = SampledRequest(5, 4);
+  Generation level = *request.nodes[0].generation;
+  level.search = BestOfN{.keep = 2, .across_paths = true, .judge = judge};
+  request.nodes[0].generation = level;
+  for (int i = 0; i < 2; ++i) request.nodes.push_back(Node(i, {7}, level));
+  const TreeResult result = RunTree(*engine, request);
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  EXPECT_EQ(result.branches.size(), 4u + 8u + 8u);
+  for (int node = 0; node < 3; ++node) {
+    std::vector<double> kept;
+    std::vector<double> pruned;
+    for (const auto& [id, branch] : result.branches) {
+      if (branch.start.node != node) continue;
+      (branch.end.rank ? kept : pruned).push_back(*branch.end.score);
+    }
+    ASSERT_EQ(kept.size(), 2u);
+    EXPECT_GE(std::ranges::min(kept), std::ranges::max(pruned));
+  }
+}
+
 TEST(MajorityVotePolicy, KeepsABranchWithTheMostFrequentAnswer) {
   const std::unique_ptr<Engine> engine = MakeEngine(ExactConfig(Sharing::kCache));
   for (uint64_t seed = 1; seed <= 12; ++seed) {

@@ -112,6 +112,31 @@ TEST_F(ValidateTreeTest, LimitsBestOfN) {
   ExpectRange(&best.keep, 1, 0, 5, 6, "nodes[1].generation.best_of_n.keep");
 }
 
+TEST_F(ValidateTreeTest, LimitsJudges) {
+  const std::string field = "nodes[1].generation.best_of_n.judge";
+  limits_.max_judge_answers = 3;
+  limits_.max_stop_bytes = 4;
+  Judge& judge = generation().search.emplace<BestOfN>().judge.emplace();
+  judge.prompt = "Good?";
+  judge.answers = {{"yes", 1.0f}, {"no", 0.0f}};
+  ExpectAccepted();
+  judge.answers.resize(1);
+  ExpectRefused(field + ".answers is 1 entries; must be from 2 to 3");
+  judge.answers = {{"a"}, {"b"}, {"c"}, {"d"}};
+  ExpectRefused(field + ".answers is 4 entries; must be from 2 to 3");
+  judge.answers = {{"yes"}, {"yess"}};
+  ExpectRefused(field + ".answers[0].text is the beginning of another answer");
+  judge.answers = {{"yes"}, {""}};
+  ExpectRefused(field + ".answers[1].text is 0 bytes; must be from 1 to 4");
+  judge.answers = {{"yes", 2e6f}, {"no"}};
+  ExpectRefused(field + ".answers[0].value");
+  judge.answers = {{"yes"}, {"no"}};
+  judge.prompt = std::vector<int32_t>{-1};
+  ExpectRefused(field + ".prompt: nodes[1].token_ids[0] is -1");
+  judge.prompt = std::vector<ChatMessage>{{"judge", "?"}};
+  ExpectRefused(field + ".prompt");
+}
+
 TEST_F(ValidateTreeTest, ASearchAcrossPathsNeedsOneAbove) {
   request_.nodes[0].generation.emplace().n = 2;
   generation().n = 2;

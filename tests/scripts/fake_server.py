@@ -122,11 +122,18 @@ def canned_events(
         if not node.HasField("generation"):
             continue
         ends[node_id] = []
+        choices = node.generation.choices.texts
         for branch in above:
-            for sample in range(_n(node.generation)):
-                text = f" {node_id}/{sample}"
-                events.extend(_branch_events(num_branches, branch, node_id, sample, text))
-                ends[node_id].append(num_branches)
+            for sample in range(len(choices) or _n(node.generation)):
+                text = choices[sample] if choices else f" {node_id}/{sample}"
+                grown = _branch_events(num_branches, branch, node_id, sample, text)
+                events.extend(grown)
+                if choices:  # the second is the best
+                    grown[-1].branch_finished.score = -abs(1.0 - sample) - 0.5
+                if not choices or sample == min(1, len(choices) - 1):
+                    ends[node_id].append(num_branches)
+                    if choices:
+                        grown[-1].branch_finished.rank = 0
                 num_branches += 1
     usage = generate_pb2.Usage(
         prompt_tokens=100,

@@ -159,6 +159,22 @@ TEST(ConvertRequestTest, SearchPoliciesArrive) {
   EXPECT_EQ(best.keep, 3);
   EXPECT_EQ(best.score, BranchScore::kCumulativeLogprob);
 
+  EXPECT_FALSE(best.judge);
+  best =
+      std::get<BestOfN>(search("best_of_n { judge { text: 'ok?' answers { text: 'yes' value: 2 } "
+                               "answers { text: 'no' } } }"));
+  ASSERT_TRUE(best.judge);
+  EXPECT_EQ(std::get<std::string>(best.judge->prompt), "ok?");
+  ASSERT_EQ(best.judge->answers.size(), 2u);
+  EXPECT_EQ(best.judge->answers[0].text, "yes");
+  EXPECT_EQ(best.judge->answers[0].value, 2.0f);
+  EXPECT_EQ(best.judge->answers[1].value, 0.0f);
+  best =
+      std::get<BestOfN>(search("best_of_n { judge { messages { messages { role: 'user' } } } }"));
+  EXPECT_EQ(std::get<std::vector<ChatMessage>>(best.judge->prompt)[0].role, "user");
+  best = std::get<BestOfN>(search("best_of_n { judge { token_ids { ids: 5 } } }"));
+  EXPECT_EQ(std::get<std::vector<int32_t>>(best.judge->prompt), std::vector<int32_t>{5});
+
   auto beam = std::get<BeamSearch>(search("beam_search { width: 4 }"));
   EXPECT_EQ(beam.width, 4);
   EXPECT_EQ(beam.num_return, 1);

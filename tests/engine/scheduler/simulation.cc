@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint64_t kPoison = 0xDEADDEADDEADDEAD;
 constexpr int kVocab = 12;
+constexpr int kMaxJudge = 6;  // tokens of a judge's prompt and an answer
 
 uint64_t Mix(uint64_t x) {
   x ^= x >> 33;
@@ -102,6 +103,21 @@ void Simulation::AllowAcrossPaths(const std::vector<TreeNode>& nodes, TreeNode& 
   best->across_paths = above < 0 || (other != nullptr && other->across_paths);
 }
 
+void Simulation::AddJudge(TreeNode& node) {
+  if (!node.generation) return;
+  BestOfN* const best = std::get_if<BestOfN>(&node.generation->search);
+  if (best == nullptr || Chance(0.5)) return;
+  best->judge.emplace();
+  const int answers = Random(2, 3);
+  for (int i = 0; i < answers; ++i) {
+    JudgeAnswer& answer = node.judge.emplace_back();
+    answer.prompt_tokens = Random(1, kMaxJudge / 2);
+    answer.tokens.resize(answer.prompt_tokens + Random(1, kMaxJudge / 2));
+    for (int32_t& token : answer.tokens) token = Random(0, 2);
+    answer.value = Random(-1, 1);
+  }
+}
+
 std::vector<TreeNode> Simulation::RandomNodes() {
   std::vector<TreeNode> nodes;
   std::vector<int> path_tokens;
@@ -132,6 +148,7 @@ std::vector<TreeNode> Simulation::RandomNodes() {
     const int length_pages = (node.parent < 0 ? 0 : path_pages[node.parent]) +
                              pages(node.tokens.size()) + pages(node.max_tokens);
     if (length > options_.max_path_tokens || length_pages > options_.num_pages) break;
+    if (length_pages + pages(kMaxJudge) <= options_.num_pages) AddJudge(node);
     path_tokens.push_back(length);
     path_pages.push_back(length_pages);
     if (node.parent >= 0) nodes[node.parent].children.push_back(i);

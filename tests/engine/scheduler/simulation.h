@@ -61,6 +61,7 @@ class Simulation {
   void Submit();
   std::vector<TreeNode> RandomNodes();
   Generation RandomGeneration();
+  void AddJudge(TreeNode& node);
   void AllowAcrossPaths(const std::vector<TreeNode>& nodes, TreeNode& node);
   void Read(const std::string& id, Client& client);
   const StepBatch* Draft(const StepBatch* batch);

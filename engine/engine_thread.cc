@@ -183,11 +183,12 @@ void EngineThread::Step() {
   if (!result.ok()) return Fail(result.status());
   start = Clock::now();
   scheduler_.Commit(result->samples, result->row_bad, absl::Now());
-  scheduler_.ObserveStepTime(MsSince(step_start), MsSince(schedule_start));
+  const double verify_ms = MsSince(step_start);
   executor_->MoveKv(scheduler_.moves().from, scheduler_.moves().to);
   if (draft_executor_ != nullptr) {
     draft_executor_->MoveKv(scheduler_.draft_moves().from, scheduler_.draft_moves().to);
   }
+  scheduler_.ObserveStepTime(verify_ms, MsSince(schedule_start));
   running_stats_.emit_ms += MsSince(start);
 }
 

@@ -119,10 +119,12 @@ struct GatherRowsParams {
 };
 void GatherRows(const Context& ctx, const GatherRowsParams& p);
 
-// Copies K and V of slot from[i] to slot to[i] of one layer, in order of i: an entry may overwrite
+// Copies K and V of slot from[i] to slot to[i] of every layer, in order of i: an entry may overwrite
 // what an earlier one read, but reads nothing that an earlier one wrote.
 struct CopySlotsParams {
-  KvLayerView kv;
+  KvLayerView kv;  // the first layer's
+  int num_layers = 1;
+  ptrdiff_t layer_bytes = 0;  // from a layer's K to the next one's, and V's
   const int64_t* from;  // [count]
   const int64_t* to;    // [count]
   int count;

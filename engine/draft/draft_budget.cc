@@ -14,7 +14,10 @@ constexpr double kPriorTokens = 4;
 // slower kind has a turn a period.
 constexpr int kTurn = 4;
 constexpr int kEnough = 16;
-constexpr int kPeriod = 256;
+constexpr int kPeriod = 128;
+constexpr int kWarmUp = 4;
+constexpr double kOutlier = 8;  // times a step without drafts
+constexpr double kArmDecay = 0.95;
 
 }  // namespace
 
@@ -34,9 +37,12 @@ bool DraftBudget::ShouldDraft(int branches) {
 void DraftBudget::ObserveStep(const Step& step) {
   Load& load = loads_[LoadOf(step.branches)];
   Arm& arm = step.drafted ? load.drafting : load.plain;
-  arm.tokens = kDecay * arm.tokens + step.tokens;
-  arm.ms = kDecay * arm.ms + step.total_ms;
-  ++arm.observed;
+  // First steps set things up, and so do some later ones, when they meet a new shape.
+  if (++arm.observed <= kWarmUp) return;
+  if (load.plain.steps > 0 && step.total_ms > kOutlier * load.plain.ms / load.plain.steps) return;
+  arm.tokens = kArmDecay * arm.tokens + step.tokens;
+  arm.ms = kArmDecay * arm.ms + step.total_ms;
+  arm.steps = kArmDecay * arm.steps + 1;
   for (double* sum : {&tokens_, &ms_, &weight_, &sum_rows_, &sum_ms_, &sum_rows2_, &sum_rows_ms_,
                       &expected_, &accepted_}) {
     *sum *= kDecay;

@@ -37,7 +37,7 @@ class DraftBudget {
  private:
   // What steps of a load bring with drafts, or without.
   struct Arm {
-    double tokens = 0, ms = 0;
+    double tokens = 0, ms = 0, steps = 0;  // of the last few
     int observed = 0;
     double rate() const { return ms > 0 ? tokens / ms : 0; }
   };

@@ -121,11 +121,15 @@ void Executor::MoveKv(std::span<const int64_t> from, std::span<const int64_t> to
     slots[0] = move_slots_.As<int64_t>();
     slots[1] = slots[0] + from.size();
   }
-  for (const KvLayerView& layer : layers_) {
-    kernels::CopySlots(
-        *ctx_,
-        {.kv = layer, .from = slots[0], .to = slots[1], .count = static_cast<int>(from.size())});
-  }
+  const ptrdiff_t layer_bytes = layers_.size() < 2 ? 0
+                                                   : static_cast<std::byte*>(layers_[1].k) -
+                                                         static_cast<std::byte*>(layers_[0].k);
+  kernels::CopySlots(*ctx_, {.kv = layers_[0],
+                             .num_layers = static_cast<int>(layers_.size()),
+                             .layer_bytes = layer_bytes,
+                             .from = slots[0],
+                             .to = slots[1],
+                             .count = static_cast<int>(from.size())});
 }
 
 void Executor::DrawSamples(const StepBatch& batch, std::span<const float> logits) {

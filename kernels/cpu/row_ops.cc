@@ -113,13 +113,15 @@ void GatherRows(const Context& /*ctx*/, const GatherRowsParams& p) {
 
 void CopySlots(const Context& /*ctx*/, const CopySlotsParams& p) {
   const size_t bytes = BytesOf(p.kv.dtype, p.kv.head_dim);
-  for (int i = 0; i < p.count; ++i) {
-    for (int h = 0; h < p.kv.num_kv_heads; ++h) {
-      const size_t from = BytesOf(p.kv.dtype, p.kv.Offset(p.from[i], h));
-      const size_t to = BytesOf(p.kv.dtype, p.kv.Offset(p.to[i], h));
-      for (void* side : {p.kv.k, p.kv.v}) {
-        auto* base = static_cast<std::byte*>(side);
-        std::memcpy(base + to, base + from, bytes);
+  for (int layer = 0; layer < p.num_layers; ++layer) {
+    for (int i = 0; i < p.count; ++i) {
+      for (int h = 0; h < p.kv.num_kv_heads; ++h) {
+        const size_t from = BytesOf(p.kv.dtype, p.kv.Offset(p.from[i], h));
+        const size_t to = BytesOf(p.kv.dtype, p.kv.Offset(p.to[i], h));
+        for (void* side : {p.kv.k, p.kv.v}) {
+          auto* base = static_cast<std::byte*>(side) + layer * p.layer_bytes;
+          std::memcpy(base + to, base + from, bytes);
+        }
       }
     }
   }

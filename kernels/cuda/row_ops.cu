@@ -137,13 +137,15 @@ __global__ void FlagNonFiniteKernel(const T* x, int64_t cols, uint8_t* row_bad) 
 }
 
 // Grid: (slots, kv heads, K and V). Elements are of two bytes.
-// A block does one head's K or V, a chunk of slots at a time: a chunk is read whole before it is
-// written.
+// A block does one head's K or V of a layer, a chunk of slots at a time: a chunk is read whole
+// before it is written.
 constexpr int kCopyChunk = 64;
 
-__global__ void CopySlotsKernel(KvLayerView kv, const int64_t* from, const int64_t* to, int count) {
+__global__ void CopySlotsKernel(KvLayerView kv, ptrdiff_t layer_bytes, const int64_t* from,
+                                const int64_t* to, int count) {
   extern __shared__ uint4 chunk[];
-  auto* side = static_cast<uint16_t*>(blockIdx.y == 0 ? kv.k : kv.v);
+  auto* side = reinterpret_cast<uint16_t*>(static_cast<char*>(blockIdx.y == 0 ? kv.k : kv.v) +
+                                           blockIdx.z * layer_bytes);
   const int head = static_cast<int>(blockIdx.x);
   const int vectors = kv.head_dim / 8;
   const auto vector = [&](int64_t slot, int i) {
@@ -239,9 +241,9 @@ void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p) {
 void CopySlots(const Context& ctx, const CopySlotsParams& p) {
   if (p.count == 0) return;
   ESPALIER_CHECK(p.kv.dtype == ctx.activation_dtype());
-  const dim3 grid(p.kv.num_kv_heads, 2);
+  const dim3 grid(p.kv.num_kv_heads, 2, p.num_layers);
   const size_t shared = sizeof(uint16_t) * kCopyChunk * p.kv.head_dim;
-  CopySlotsKernel<<<grid, 256, shared, StreamOf(ctx)>>>(p.kv, p.from, p.to, p.count);
+  CopySlotsKernel<<<grid, 256, shared, StreamOf(ctx)>>>(p.kv, p.layer_bytes, p.from, p.to, p.count);
   CheckLaunch(ctx, "CopySlots");
 }
 

@@ -67,6 +67,7 @@ std::unique_ptr<Engine> Open(const Options& o, const Mode& mode) {
   config.draft_shape.children = o.shape;
   config.draft_shape.depth = o.depth;
   config.draft_shape.adaptive = mode.adaptive;
+  config.kv_memory_bytes = size_t{1} << 30;
   if (mode.speculative == Speculative::kDraft) config.draft_model_path = o.draft_model;
   return OrThrow(Engine::Create(config));
 }
@@ -83,7 +84,7 @@ TreeRequest Request(const Options& o, int branches, int repeat) {
   PromptNode& root = request.nodes.emplace_back();
   if (o.random_weights != 0) {
     std::vector<int32_t> tokens(o.prompt);
-    for (int i = 0; i < o.prompt; ++i) tokens[i] = 1000 + (i * 7919 + repeat * 104729) % 30000;
+    for (int i = 0; i < o.prompt; ++i) tokens[i] = (i * 7919 + repeat * 104729) % 250;
     root.content = std::move(tokens);
   } else {
     root.content = std::vector<ChatMessage>{{"system", "You are a helpful assistant."}};
@@ -92,7 +93,7 @@ TreeRequest Request(const Options& o, int branches, int repeat) {
     PromptNode& node = request.nodes.emplace_back();
     node.parent = 0;
     if (o.random_weights != 0) {
-      node.content = std::vector<int32_t>{2000 + i};
+      node.content = std::vector<int32_t>{i};
     } else {
       node.content = std::vector<ChatMessage>{
           {"user", kQuestions[(i + repeat * branches) % kQuestions.size()]}};
@@ -102,29 +103,37 @@ TreeRequest Request(const Options& o, int branches, int repeat) {
   return request;
 }
 
-nlohmann::json Measure(Engine& engine, const Options& o, int branches) {
+// What a mode has brought at a number of branches.
+struct Line {
   std::vector<double> rates;
   Usage sum;
-  for (int repeat = 0; repeat <= o.repeats; ++repeat) {
-    const TreeResult result = RunTree(engine, Request(o, branches, repeat));
-    if (!result.status.ok()) throw CLI::ValidationError(std::string(result.status.message()));
-    if (repeat == 0) continue;  // warms up
-    const Usage& u = result.usage;
-    const double seconds = (u.total_ms - u.first_token_ms) / 1000;
-    rates.push_back(static_cast<double>(u.completion_tokens - branches) / seconds);
-    sum.drafted_tokens += u.drafted_tokens;
-    sum.accepted_tokens += u.accepted_tokens;
-    sum.verify_steps += u.verify_steps;
-    sum.completion_tokens += u.completion_tokens;
-  }
-  std::ranges::sort(rates);
-  const auto steps = static_cast<double>(std::max<int64_t>(sum.verify_steps, 1));
-  return {{"branches", branches},
-          {"tokens_per_s", rates[rates.size() / 2]},
-          {"drafted_a_step", static_cast<double>(sum.drafted_tokens) / steps},
-          {"accepted_a_step", static_cast<double>(sum.accepted_tokens) / steps},
-          {"steps_that_verified", sum.verify_steps},
-          {"completion_tokens", sum.completion_tokens}};
+};
+
+void Measure(Engine& engine, const Options& o, int branches, int repeat, Line* line) {
+  const TreeResult result = RunTree(engine, Request(o, branches, repeat));
+  if (!result.status.ok()) throw CLI::ValidationError(std::string(result.status.message()));
+  if (repeat == 0) return;  // warms up
+  const Usage& u = result.usage;
+  const double seconds = (u.total_ms - u.first_token_ms) / 1000;
+  line->rates.push_back(static_cast<double>(u.completion_tokens - branches) / seconds);
+  line->sum.drafted_tokens += u.drafted_tokens;
+  line->sum.accepted_tokens += u.accepted_tokens;
+  line->sum.verify_steps += u.verify_steps;
+  line->sum.completion_tokens += u.completion_tokens;
+}
+
+nlohmann::json Summary(const Mode& mode, int branches, Line& line, double off) {
+  std::ranges::sort(line.rates);
+  const double rate = line.rates[line.rates.size() / 2];
+  const auto steps = static_cast<double>(std::max<int64_t>(line.sum.verify_steps, 1));
+  return {{"mode", mode.name},
+          {"branches", branches},
+          {"tokens_per_s", rate},
+          {"speedup", off > 0 ? rate / off : 1.0},
+          {"drafted_a_step", static_cast<double>(line.sum.drafted_tokens) / steps},
+          {"accepted_a_step", static_cast<double>(line.sum.accepted_tokens) / steps},
+          {"steps_that_verified", line.sum.verify_steps},
+          {"completion_tokens", line.sum.completion_tokens}};
 }
 
 void Run(const Options& o) {
@@ -133,19 +142,21 @@ void Run(const Options& o) {
     modes.push_back({"draft", Speculative::kDraft});
     modes.push_back({"draft, not adaptive", Speculative::kDraft, false});
   }
+  // Side by side, and in turns: what a machine does meanwhile meets all of them.
+  std::vector<std::unique_ptr<Engine>> engines;
+  for (const Mode& mode : modes) engines.push_back(Open(o, mode));
   nlohmann::json lines = nlohmann::json::array();
-  for (const Mode& mode : modes) {
-    const std::unique_ptr<Engine> engine = Open(o, mode);
-    for (int branches : o.branches) {
-      nlohmann::json line = Measure(*engine, o, branches);
-      line["mode"] = mode.name;
-      for (const nlohmann::json& other : lines) {
-        if (other["mode"] == "off" && other["branches"] == branches) {
-          line["speedup"] =
-              line["tokens_per_s"].get<double>() / other["tokens_per_s"].get<double>();
-        }
+  for (int branches : o.branches) {
+    std::vector<Line> measured(modes.size());
+    for (int repeat = 0; repeat <= o.repeats; ++repeat) {
+      for (size_t i = 0; i < modes.size(); ++i) {
+        Measure(*engines[i], o, branches, repeat, &measured[i]);
       }
-      lines.push_back(std::move(line));
+    }
+    double off = 0;
+    for (size_t i = 0; i < modes.size(); ++i) {
+      lines.push_back(Summary(modes[i], branches, measured[i], off));
+      if (i == 0) off = lines.back()["tokens_per_s"].get<double>();
     }
   }
   if (o.json) {

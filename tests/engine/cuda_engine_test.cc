@@ -428,6 +428,39 @@ TEST_P(CudaEngineTest, BeamSearchFindsWhatItSays) {
   EXPECT_EQ(engine->Stats().pages_locked, 0);
 }
 
+TEST_P(CudaEngineTest, JudgesSayWhatScoresSay) {
+  const std::unique_ptr<Engine> engine = Make(Config(Sharing::kCache));
+  std::mt19937_64 rng(50);
+  const std::vector<int32_t> prompt = RandomTokens(rng, 70);
+  const std::vector<int32_t> question = RandomTokens(rng, 9);
+  Generation g;
+  g.n = 6;
+  g.max_tokens = 20;
+  Judge judge;
+  judge.prompt = question;
+  judge.answers = {{"y", 1.0f}, {"n", 0.0f}};
+  g.search = BestOfN{.keep = 2, .judge = judge};
+  TreeRequest request;
+  request.seed = 3;
+  request.nodes = {Node(-1, prompt, g)};
+  const TreeResult result = RunTree(*engine, request);
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  ASSERT_EQ(Hypotheses(result).size(), 2u);
+  for (const auto& [id, branch] : result.branches) {
+    std::vector<int32_t> path = prompt;
+    path.insert(path.end(), branch.tokens.begin(), branch.tokens.end());
+    TreeRequest scoring;
+    scoring.nodes = {Node(-1, path), Node(0, question), Node(1, {'y'}), Node(1, {'n'})};
+    scoring.nodes[2].score = scoring.nodes[3].score = true;
+    const TreeResult scored = RunTree(*engine, scoring);
+    ASSERT_TRUE(scored.status.ok()) << scored.status;
+    std::map<int, double> logprob;
+    for (const NodeScored& s : scored.scores) logprob[s.node] = s.logprobs.at(0).logprob;
+    const double expected = 1 / (1 + std::exp(logprob[3] - logprob[2]));
+    EXPECT_NEAR(*branch.end.score, expected, kTolerance / 2);
+  }
+}
+
 TEST_P(CudaEngineTest, PinsKeepAPathInTheCache) {
   const std::unique_ptr<Engine> engine = Make(Config(Sharing::kCache));
   std::mt19937_64 rng(53);

@@ -266,7 +266,9 @@ TEST_P(CudaOpsTest, RopeStoreKv) {
 TEST_P(CudaOpsTest, CopySlots) {
   std::mt19937 rng(37);
   const int pages = 3, heads = 2, dim = 64;
-  const std::vector<float> before = Rounded(dtype(), RandomFloats(pages * 16 * heads * dim, rng));
+  const int layers = 3;
+  const int layer_size = pages * 16 * heads * dim;
+  const std::vector<float> before = Rounded(dtype(), RandomFloats(layers * layer_size, rng));
   const DeviceArray k(ctx(), dtype(), before), v(ctx(), dtype(), before);
   const KvLayerView view{.k = k.data(),
                          .v = v.data(),
@@ -278,17 +280,24 @@ TEST_P(CudaOpsTest, CopySlots) {
   // The third overwrites what the first has read.
   const std::vector<int64_t> from = {5, 47, 16, 6}, to = {33, 0, 15, 5};
   const DeviceArray device_from(ctx(), from), device_to(ctx(), to);
-  kernels::CopySlots(
-      ctx(),
-      {.kv = view, .from = device_from.As<int64_t>(), .to = device_to.As<int64_t>(), .count = 4});
+  kernels::CopySlots(ctx(), {.kv = view,
+                             .num_layers = layers,
+                             .layer_bytes = static_cast<ptrdiff_t>(BytesOf(dtype(), layer_size)),
+                             .from = device_from.As<int64_t>(),
+                             .to = device_to.As<int64_t>(),
+                             .count = 4});
   for (const DeviceArray* side : {&k, &v}) {
     const std::vector<float> got = side->Floats(dtype());
-    for (int64_t slot = 0; slot < 48; ++slot) {
+    for (int64_t at = 0; at < layers * 48; ++at) {
+      const int64_t slot = at % 48;
+      const int64_t layer = at / 48 * layer_size;
       const auto copied = std::find(to.begin(), to.end(), slot);
       const int64_t source = copied == to.end() ? slot : from[copied - to.begin()];
       for (int h = 0; h < heads; ++h) {
         for (int i = 0; i < dim; ++i) {
-          ASSERT_EQ(got[view.Offset(slot, h) + i], before[view.Offset(source, h) + i]) << slot;
+          ASSERT_EQ(got[layer + view.Offset(slot, h) + i],
+                    before[layer + view.Offset(source, h) + i])
+              << slot;
         }
       }
     }

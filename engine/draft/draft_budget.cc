@@ -16,7 +16,7 @@ constexpr int kTurn = 4;
 constexpr int kEnough = 16;
 constexpr int kPeriod = 128;
 constexpr int kWarmUp = 4;
-constexpr double kOutlier = 8;  // times a step without drafts
+constexpr double kOutlier = 8;  // times what is usual
 constexpr double kArmDecay = 0.95;
 
 }  // namespace
@@ -58,6 +58,8 @@ void DraftBudget::ObserveStep(const Step& step) {
 }
 
 void DraftBudget::ObservePass(double ms, double frontier, double offered) {
+  if (++observed_passes_ <= kWarmUp) return;
+  if (passes_ > 0 && ms > kOutlier * pass_ms_ / passes_) return;
   for (double* sum : {&pass_ms_, &passes_, &frontier_, &offered_}) *sum *= kDecay;
   pass_ms_ += ms;
   passes_ += 1;

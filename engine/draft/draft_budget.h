@@ -31,7 +31,7 @@ class DraftBudget {
 
   // By the draft model's word, on its path: that a drafted token must have to be verified.
   double MinProbability() const;
-  // Whether another pass may run that goes on from tokens with so much probability.
+  // Whether a pass more may run that goes on from tokens with so much probability.
   bool PassPays(double frontier) const;
 
  private:
@@ -44,8 +44,7 @@ class DraftBudget {
   struct Load {
     Arm plain, drafting;
     int steps = 0;
-    // In doubt drafts: what they bring depends on the text.
-    bool Better() const { return drafting.rate() > 0.95 * plain.rate(); }
+    bool Better() const { return drafting.rate() > plain.rate(); }
   };
   static constexpr int kLoads = 12;
   static int LoadOf(int branches);  // by powers of 2
@@ -60,6 +59,7 @@ class DraftBudget {
   double tokens_ = 0, ms_ = 0;
   double weight_ = 0, sum_rows_ = 0, sum_ms_ = 0, sum_rows2_ = 0, sum_rows_ms_ = 0;
   double pass_ms_ = 0, passes_ = 0;
+  int observed_passes_ = 0;
   double frontier_ = 0, offered_ = 0;
   double expected_ = 0, accepted_ = 0;
 };

@@ -16,7 +16,7 @@ double Scheduler::MinDraftProbability() const {
   return config_.draft_shape.adaptive ? draft_budget_.MinProbability() : 0;
 }
 
-// Null: no draft is worth its time, or none is possible in this step.
+// Null: no draft is possible in this step.
 const StepBatch* Scheduler::FirstDraftPass() {
   draft_batch_.Clear();
   draft_batch_.step = step_;
@@ -24,7 +24,6 @@ const StepBatch* Scheduler::FirstDraftPass() {
   draft_batch_.draft_pass = true;
   ++shape_builds_;
   pass_tasks_.clear();
-  if (!PassPays(static_cast<double>(drafts_.size()))) return nullptr;
   for (BranchDraft& draft : drafts_) {
     // The last level's tokens are not computed by the draft model.
     const int path_length = draft.live->tree->path_length(draft.segment);

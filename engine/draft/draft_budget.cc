@@ -11,13 +11,15 @@ constexpr double kDecay = 0.98;
 // Tokens of draft that are believed without being seen.
 constexpr double kPriorTokens = 4;
 // Steps with drafts and without take turns of so many until each was seen often enough; then the
-// slower kind has a turn a period.
+// slower kind has a turn a period, which grows while nothing changes.
 constexpr int kTurn = 4;
 constexpr int kEnough = 16;
 constexpr int kPeriod = 128;
+constexpr int kMaxPeriod = 1024;
 constexpr int kWarmUp = 4;
 constexpr double kOutlier = 8;  // times what is usual
 constexpr double kArmDecay = 0.95;
+constexpr double kOldTrials = 0.2;
 
 }  // namespace
 
@@ -28,10 +30,24 @@ int DraftBudget::LoadOf(int branches) {
 bool DraftBudget::ShouldDraft(int branches) {
   Load& load = loads_[LoadOf(branches)];
   const int step = load.steps++;
-  if (load.plain.observed < kEnough || load.drafting.observed < kEnough) {
-    return step / kTurn % 2 == 1;
+  if (load.period == 0) {
+    if (load.plain.observed < kEnough || load.drafting.observed < kEnough) {
+      return step / kTurn % 2 == 1;
+    }
+    load = {
+        .plain = load.plain, .drafting = load.drafting, .drafts = load.Better(), .period = kPeriod};
+  } else if (step == load.period + kTurn) {
+    // A trial is over. One that changed nothing is repeated later than the last.
+    const bool better = load.Better();
+    load.period = better == load.drafts ? std::min(2 * load.period, kMaxPeriod) : kPeriod;
+    load.drafts = better;
+    load.steps = 1;
+  } else if (step >= load.period) {
+    // What it did long ago counts as much as one trial.
+    if (step == load.period) (load.drafts ? load.plain : load.drafting).Scale(kOldTrials);
+    return !load.drafts;
   }
-  return load.Better() == (step % kPeriod >= kTurn);
+  return load.drafts;
 }
 
 void DraftBudget::ObserveStep(const Step& step) {
@@ -40,9 +56,10 @@ void DraftBudget::ObserveStep(const Step& step) {
   // First steps set things up, and so do some later ones, when they meet a new shape.
   if (++arm.observed <= kWarmUp) return;
   if (load.plain.steps > 0 && step.total_ms > kOutlier * load.plain.ms / load.plain.steps) return;
-  arm.tokens = kArmDecay * arm.tokens + step.tokens;
-  arm.ms = kArmDecay * arm.ms + step.total_ms;
-  arm.steps = kArmDecay * arm.steps + 1;
+  arm.Scale(kArmDecay);
+  arm.tokens += step.tokens;
+  arm.ms += step.total_ms;
+  arm.steps += 1;
   for (double* sum : {&tokens_, &ms_, &weight_, &sum_rows_, &sum_ms_, &sum_rows2_, &sum_rows_ms_,
                       &expected_, &accepted_}) {
     *sum *= kDecay;

@@ -39,11 +39,14 @@ class DraftBudget {
   struct Arm {
     double tokens = 0, ms = 0, steps = 0;  // of the last few
     int observed = 0;
+    void Scale(double by) { tokens *= by, ms *= by, steps *= by; }
     double rate() const { return ms > 0 ? tokens / ms : 0; }
   };
   struct Load {
     Arm plain, drafting;
-    int steps = 0;
+    bool drafts = false;  // what steps do outside of trials
+    int steps = 0;        // since the last trial began
+    int period = 0;       // steps between trials; 0: both kinds are still being learnt
     bool Better() const { return drafting.rate() > plain.rate(); }
   };
   static constexpr int kLoads = 12;

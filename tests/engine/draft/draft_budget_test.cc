@@ -86,9 +86,9 @@ TEST(DraftBudgetTest, DraftsWhereItBringsMore) {
   EXPECT_LT(Drive(budget, 8, 20, 1, 1000), 60);
   EXPECT_GT(Drive(budget, 1, 5, 1, 1000), 960);
   // What changes is noticed.
-  Drive(budget, 1, 30, 1, 500);
+  Drive(budget, 1, 30, 1, 2000);
   EXPECT_LT(Drive(budget, 1, 30, 1, 1000), 40);
-  Drive(budget, 1, 5, 1, 2000);
+  Drive(budget, 1, 5, 1, 3000);
   EXPECT_GT(Drive(budget, 1, 5, 1, 1000), 960);
 }
 

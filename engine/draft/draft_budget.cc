@@ -14,10 +14,10 @@ constexpr double kPriorTokens = 4;
 // slower kind has a turn a period, which grows while nothing changes.
 constexpr int kTurn = 4;
 constexpr int kEnough = 16;
-constexpr int kPeriod = 128;
+constexpr int kPeriod = 32;
 constexpr int kMaxPeriod = 1024;
 constexpr int kWarmUp = 4;
-constexpr double kOutlier = 8;  // times what is usual
+constexpr double kOutlier = 4;  // times what is usual
 constexpr double kArmDecay = 0.95;
 constexpr double kOldTrials = 0.2;
 

@@ -36,6 +36,7 @@ void PrepareAppend(const Engine& engine, Session::Command* command) {
   v1::AppendTokens& append = *command->message.mutable_append();
   const bool at_root = !append.has_branch_id();
   if (!at_root) command->branches = {append.branch_id()};
+  command->prefill = append.prefill();
   absl::StatusOr<PromptNode> node = TakePromptNode(std::move(append));
   command->status = node.status();
   if (!node.ok()) return;
@@ -84,6 +85,7 @@ Session::Command Session::Prepare(const Engine& engine, v1::SessionCommand messa
       break;
     case v1::SessionCommand::kJoin:
       command.branches = {m.join().branch_id(), m.join().under_branch_id()};
+      command.prefill = !m.join().has_prefill() || m.join().prefill();
       break;
     case v1::SessionCommand::kOpen:
     case v1::SessionCommand::kSnapshot:
@@ -193,10 +195,10 @@ void Session::StartCommands() {
     waiting_.erase(waiting_.begin() + place);
     const uint64_t id = command.message.command_id();
     v1::CommandDone done;
-    const size_t runs_before = running_.size();
+    const bool runs = command.message.has_generate() || command.message.has_score();
     if (absl::Status status = Execute(command, &done); !status.ok()) {
       Fail(id, status);
-    } else if (running_.size() == runs_before) {
+    } else if (!runs) {
       Done(id, std::move(done));
     }
   }
@@ -241,7 +243,13 @@ absl::Status Session::Execute(Command& command, v1::CommandDone* done) {
       if (absl::Status status = tree_.CheckExists(m.join().under_branch_id()); !status.ok()) {
         return status;
       }
-      return report(tree_.Join(m.join().branch_id(), m.join().under_branch_id()));
+      if (absl::Status status =
+              report(tree_.Join(m.join().branch_id(), m.join().under_branch_id()));
+          !status.ok()) {
+        return status;
+      }
+      if (command.prefill) Prefill(m.command_id(), *done);
+      return absl::OkStatus();
     case v1::SessionCommand::kSnapshot:
       for (const auto& [id, branch] : tree_.branches()) Report(id, done);
       return absl::OkStatus();
@@ -294,7 +302,19 @@ absl::Status Session::Append(Command& command, v1::CommandDone* done) {
   if (!branch.ok()) return branch.status();
   if (command.is_conversation) tree_.OpenTurn(*branch);
   Report(*branch, done);
+  if (command.prefill) Prefill(command.message.command_id(), *done);
   return absl::OkStatus();
+}
+
+// Of the branch that the command has made. Nobody waits for it, and nobody hears if the engine does
+// not take it.
+void Session::Prefill(uint64_t command_id, const v1::CommandDone& done) {
+  const int branch = done.branches(0).branch_id();
+  if (tree_.at(branch).end() < 2) return;
+  Run run;
+  run.command_id = command_id;
+  run.prefilled_branch = branch;
+  Submit(std::move(run), espalier::Prefill(tree_, branch).nodes).IgnoreError();
 }
 
 absl::Status Session::Generate(Command& command) {
@@ -360,6 +380,7 @@ void Session::Absorb(Run& run, TreeEvent event) {
   } else if (const auto* ended = std::get_if<BranchFinished>(&event)) {
     run.run_branches.at(ended->branch_id).kept = ended->reason != FinishReason::kPruned;
   } else if (const auto* scored = std::get_if<NodeScored>(&event)) {
+    if (run.scored_branch < 0) return;
     *run.done.mutable_scores(scored->node - 1) =
         ToProto(*scored, run.with_tokens, engine_->tokenizer());
     return;
@@ -410,8 +431,13 @@ void Session::Finish(Run& run, const TreeFinished& last) {
   absl::Status status = last.status;
   std::vector<int> computed;
   if (run.scored_branch >= 0) computed.push_back(run.scored_branch);
+  // Later commands may have pruned it.
+  if (run.prefilled_branch >= 0 && tree_.CheckExists(run.prefilled_branch).ok()) {
+    computed.push_back(run.prefilled_branch);
+  }
   if (status.ok() && run.writer != nullptr) status = Apply(run, &computed);
   Pin(status.ok() ? computed : std::vector<int>(), {});
+  if (run.prefilled_branch >= 0) return;
   if (!status.ok()) return Fail(run.command_id, status);
   *run.done.mutable_usage() = ToProto(last.usage);
   Done(run.command_id, std::move(run.done));

@@ -31,6 +31,7 @@ class Session {
     absl::Status status;               // refused already
     std::vector<int32_t> tokens;       // Append
     bool is_conversation = false;      // Append
+    bool prefill = false;              // of Append and Join
     Generation generation;             // Generate
     std::vector<PromptNode> contents;  // Score
     std::vector<int> branches;         // that it uses
@@ -74,6 +75,7 @@ class Session {
     bool in_place = false;                // what is generated makes the leaves longer
     bool with_tokens = false;             // Score
     int scored_branch = -1;
+    int prefilled_branch = -1;
     TreeHandle tree;
     std::map<int, RunBranch> run_branches;
     v1::CommandDone done;
@@ -87,6 +89,7 @@ class Session {
   absl::Status Append(Command& command, v1::CommandDone* done);
   absl::Status Generate(Command& command);
   absl::Status Score(Command& command);
+  void Prefill(uint64_t command_id, const v1::CommandDone& done);
   absl::Status Submit(Run run, std::vector<PromptNode> nodes);
 
   void Absorb(Run& run, TreeEvent event);

@@ -66,6 +66,19 @@ absl::StatusOr<SessionRequest> GenerateFrom(const SessionTree& tree, std::span<c
   return request;
 }
 
+// The last token is scored, for a request must ask for something.
+SessionRequest Prefill(const SessionTree& tree, int branch) {
+  std::vector<int32_t> path = tree.PathTokens(branch);
+  PromptNode last = TokenNode(0, {path.back()});
+  last.score = true;
+  path.pop_back();
+  SessionRequest request;
+  request.nodes.push_back(TokenNode(-1, std::move(path)));
+  request.nodes.push_back(std::move(last));
+  request.branch_of_node.assign(2, -1);
+  return request;
+}
+
 absl::StatusOr<SessionRequest> ScoreAfter(const SessionTree& tree, int branch,
                                           std::vector<PromptNode> continuations) {
   if (absl::Status exists = tree.CheckExists(branch); !exists.ok()) return exists;

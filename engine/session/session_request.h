@@ -23,6 +23,9 @@ struct SessionRequest {
 absl::StatusOr<SessionRequest> GenerateFrom(const SessionTree& tree, std::span<const int> branches,
                                             const Generation& generation);
 
+// Computes the KV of the branch's path, all but its last token's. The path has 2 tokens at least.
+SessionRequest Prefill(const SessionTree& tree, int branch);
+
 // The branch's path and, below it, the continuations, scored.
 absl::StatusOr<SessionRequest> ScoreAfter(const SessionTree& tree, int branch,
                                           std::vector<PromptNode> continuations);

@@ -50,9 +50,13 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def append(self, text: str, branch: int | None = None) -> int:
-        """A new branch with this text, below `branch` or at the start of a sequence."""
-        done = self._run(append=session_pb2.AppendTokens(branch_id=branch, text=text))
+    def append(self, text: str, branch: int | None = None, prefill: bool = False) -> int:
+        """A new branch with this text, below `branch` or at the start of a sequence.
+
+        With `prefill` the server begins to compute it at once.
+        """
+        command = session_pb2.AppendTokens(branch_id=branch, text=text, prefill=prefill)
+        done = self._run(append=command)
         return done.branches[0].branch_id
 
     def fork(self, branch: int, n: int) -> list[int]:

@@ -95,6 +95,7 @@ class RandomClient {
           for (uint32_t i = random_() % 60; i > 0; --i) {
             append.mutable_token_ids()->add_ids(static_cast<int>(97 + random_() % 3));
           }
+          append.set_prefill(random_() % 3 == 0);
           break;
         }
         case 2:
@@ -135,6 +136,7 @@ class RandomClient {
         case 10:
           command.mutable_join()->set_branch_id(AnyBranch());
           command.mutable_join()->set_under_branch_id(AnyBranch());
+          if (random_() % 4 == 0) command.mutable_join()->set_prefill(false);
           break;
         case 11:
           command.mutable_snapshot();

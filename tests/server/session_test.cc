@@ -87,6 +87,29 @@ TEST_F(SessionTest, GrowsATreeWhoseBranchesEqualFreshRequests) {
   ExpectNothingHeld();
 }
 
+TEST_F(SessionTest, PrefillComputesThePathBeforeItIsNeeded) {
+  Start();
+  Client client(stub_.get());
+  ASSERT_TRUE(client.Run("open {}").has_done());
+  const std::string text = "sixty-four bytes of a text that nobody has asked about until now!!";
+  ASSERT_TRUE(client.Run("append { text: '" + text + "' prefill: true }").has_done());
+  EXPECT_TRUE(Eventually([&] { return engine_->Stats().trees_finished == 1; }));
+  EXPECT_TRUE(Eventually([&] { return engine_->Stats().pages_locked > 0; }));
+  const auto grown = client.Run(std::string("generate { branch_ids: 0 ") + kGreedy + "}");
+  ASSERT_TRUE(grown.has_done()) << grown.failed().message();
+  EXPECT_GE(grown.done().usage().cached_tokens(), 63);
+  // A joined branch's KV is another's: it is computed at once. Commands on it need not wait.
+  ASSERT_TRUE(client.Run("append { branch_id: 0 text: ' and more' }").has_done());
+  ASSERT_TRUE(client.Run("append { branch_id: 0 text: ' or less' }").has_done());
+  ASSERT_TRUE(client.Run("join { branch_id: 1 under_branch_id: 2 }").has_done());
+  ASSERT_TRUE(client.Run("prune { branch_ids: 3 }").has_done());
+  ASSERT_TRUE(client.Run("join { branch_id: 1 under_branch_id: 2 prefill: false }").has_done());
+  EXPECT_TRUE(client.Run("close {}").has_done());
+  EXPECT_TRUE(client.stream->Finish().ok());
+  EXPECT_EQ(engine_->Stats().trees_finished, 3);
+  ExpectNothingHeld();
+}
+
 TEST_F(SessionTest, AnInvalidCommandFailsAlone) {
   Start();
   Client client(stub_.get());

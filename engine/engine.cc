@@ -66,6 +66,10 @@ absl::Status CheckConfig(const EngineConfig& config) {
   return status;
 }
 
+absl::Status OfDraftModel(const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat("draft_model: ", status.message()));
+}
+
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path,
                                                            uint64_t random_weights) {
   if (random_weights != 0) return RandomCheckpoint::Open(path, random_weights);
@@ -125,9 +129,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
   }
   absl::StatusOr<std::unique_ptr<Checkpoint>> draft =
       OpenCheckpoint(config.draft_model_path, config.random_weights);
-  if (!draft.ok()) return draft.status();
+  if (!draft.ok()) return OfDraftModel(draft.status());
   absl::StatusOr<std::unique_ptr<Tokenizer>> draft_tokenizer = (*draft)->LoadTokenizer();
-  if (!draft_tokenizer.ok()) return draft_tokenizer.status();
+  if (!draft_tokenizer.ok()) return OfDraftModel(draft_tokenizer.status());
   if (absl::Status same = CheckSameTokens(**tokenizer, **draft_tokenizer); !same.ok()) return same;
   return Create(config, *std::move(checkpoint), *std::move(tokenizer), *std::move(draft));
 }
@@ -182,10 +186,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
                             .plan_ahead = false,
                             .max_rows = max_rows,
                             .max_logits_rows = std::min(max_rows, impl->config.speculative_rows)});
-    if (!draft.ok()) {
-      return absl::Status(draft.status().code(),
-                          absl::StrCat("draft_model: ", draft.status().message()));
-    }
+    if (!draft.ok()) return OfDraftModel(draft.status());
     impl->draft = *std::move(draft);
   }
 

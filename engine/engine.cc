@@ -415,11 +415,15 @@ EngineStats Engine::Stats() const {
       .completion_tokens = total.completion_tokens,
       .kv_tokens_read_unique = total.kv_tokens_read_unique,
       .kv_tokens_read_logical = total.kv_tokens_read_logical,
+      .drafted_tokens = total.drafted_tokens,
+      .accepted_tokens = total.accepted_tokens,
+      .verify_steps = total.verify_steps,
       .schedule_ms = stats.schedule_ms,
       .plan_ms = stats.executor.plan_ms,
       .forward_ms = stats.executor.forward_ms,
       .sample_ms = stats.executor.sample_ms,
       .emit_ms = stats.emit_ms,
+      .draft_ms = stats.draft_ms,
       .uptime_s = absl::ToDoubleSeconds(absl::Now() - impl_->started)};
 }
 

@@ -98,7 +98,9 @@ struct EngineStats {
   int64_t trees_finished = 0, steps = 0, preemptions = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, computed_tokens = 0, completion_tokens = 0;
   int64_t kv_tokens_read_unique = 0, kv_tokens_read_logical = 0;
+  int64_t drafted_tokens = 0, accepted_tokens = 0, verify_steps = 0;
   double schedule_ms = 0, plan_ms = 0, forward_ms = 0, sample_ms = 0, emit_ms = 0;  // sums
+  double draft_ms = 0;  // sum
   double uptime_s = 0;
 };
 

@@ -480,6 +480,10 @@ v1::GetServerStatsResponse ToProto(const EngineStats& stats, const EngineConfig&
   message.set_forward_ms(stats.forward_ms);
   message.set_sample_ms(stats.sample_ms);
   message.set_emit_ms(stats.emit_ms);
+  message.set_draft_ms(stats.draft_ms);
+  message.set_drafted_tokens(stats.drafted_tokens);
+  message.set_accepted_tokens(stats.accepted_tokens);
+  message.set_verify_steps(stats.verify_steps);
   return message;
 }
 

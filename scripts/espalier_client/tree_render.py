@@ -103,7 +103,17 @@ def usage_lines(usage: generate_pb2.Usage) -> str:
         f"{usage.completion_tokens:,} generated, {usage.computed_tokens:,} computed\n"
         f"KV tokens read: {unique:,} unique, {logical:,} logical: "
         f"{sharing_ratio(unique, logical):.2f}x less than branch by branch\n"
-        f"time: {seconds:.2f} s, {usage.steps:,} steps{pace}"
+        f"{_drafts(usage)}time: {seconds:.2f} s, {usage.steps:,} steps{pace}"
+    )
+
+
+def _drafts(usage: generate_pb2.Usage) -> str:
+    """A line on speculative decoding, if there was any."""
+    if not usage.verify_steps:
+        return ""
+    return (
+        f"drafts: {usage.drafted_tokens:,} tokens verified, {usage.accepted_tokens:,} accepted, "
+        f"{1 + usage.accepted_tokens / usage.verify_steps:.2f} tokens a step that verified\n"
     )
 
 

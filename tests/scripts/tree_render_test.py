@@ -90,6 +90,14 @@ class UsageTest(unittest.TestCase):
         self.assertIn("4.50x", lines)
         self.assertIn("40 tokens/s", lines)
 
+    def test_drafts_have_a_line_where_there_were_any(self):
+        usage = generate_pb2.Usage(drafted_tokens=40, accepted_tokens=15, verify_steps=10)
+        self.assertIn(
+            "drafts: 40 tokens verified, 15 accepted, 2.50 tokens a step that verified\n",
+            tree_render.usage_lines(usage),
+        )
+        self.assertNotIn("drafts", tree_render.usage_lines(generate_pb2.Usage()))
+
     def test_an_empty_tree_divides_by_nothing(self):
         self.assertIn("1.00x", tree_render.usage_lines(generate_pb2.Usage()))
 

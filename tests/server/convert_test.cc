@@ -513,7 +513,8 @@ TEST(ConvertInfoTest, EveryCounterArrives) {
        {&stats.pages_total, &stats.pages_free, &stats.pages_cached, &stats.pages_locked,
         &stats.pages_retiring, &stats.kv_bytes, &stats.trees_finished, &stats.steps,
         &stats.preemptions, &stats.prompt_tokens, &stats.cached_tokens, &stats.computed_tokens,
-        &stats.completion_tokens, &stats.kv_tokens_read_unique, &stats.kv_tokens_read_logical}) {
+        &stats.completion_tokens, &stats.kv_tokens_read_unique, &stats.kv_tokens_read_logical,
+        &stats.drafted_tokens, &stats.accepted_tokens, &stats.verify_steps}) {
     *field = ++next;
   }
   for (int* field :
@@ -521,7 +522,7 @@ TEST(ConvertInfoTest, EveryCounterArrives) {
     *field = ++next;
   }
   for (double* field : {&stats.schedule_ms, &stats.plan_ms, &stats.forward_ms, &stats.sample_ms,
-                        &stats.emit_ms, &stats.uptime_s}) {
+                        &stats.emit_ms, &stats.draft_ms, &stats.uptime_s}) {
     *field = ++next;
   }
   EngineConfig config;

@@ -16,14 +16,18 @@ double Scheduler::MinDraftProbability() const {
   return config_.draft_shape.adaptive ? draft_budget_.MinProbability() : 0;
 }
 
-// Null: no draft is possible in this step.
-const StepBatch* Scheduler::FirstDraftPass() {
+void Scheduler::StartDraftPass() {
   draft_batch_.Clear();
   draft_batch_.step = step_;
   draft_batch_.shape.page_size = config_.page_size;
   draft_batch_.draft_pass = true;
   ++shape_builds_;
   pass_tasks_.clear();
+}
+
+// Null: no draft is possible in this step.
+const StepBatch* Scheduler::FirstDraftPass() {
+  StartDraftPass();
   for (BranchDraft& draft : drafts_) {
     // The last level's tokens are not computed by the draft model.
     const int path_length = draft.live->tree->path_length(draft.segment);
@@ -105,12 +109,7 @@ const StepBatch* Scheduler::TakeDraft(std::span<const Sample> samples) {
 
 // The level that was offered last, as far as another pass over it pays. Null: it does not.
 const StepBatch* Scheduler::NextDraftPass() {
-  draft_batch_.Clear();
-  draft_batch_.step = step_;
-  draft_batch_.shape.page_size = config_.page_size;
-  draft_batch_.draft_pass = true;
-  ++shape_builds_;
-  pass_tasks_.clear();
+  StartDraftPass();
   pass_frontier_ = 0;
   small_pass_ = true;
   int rows = 0;

@@ -223,6 +223,7 @@ class Scheduler {
   // The draft model's passes: draft_passes.cc.
   bool PassPays(double frontier) const;
   double MinDraftProbability() const;
+  void StartDraftPass();
   const StepBatch* FirstDraftPass();
   const StepBatch* NextDraftPass();
   bool AddMissing(BranchDraft& draft);

@@ -43,7 +43,8 @@ class BlockLayout {
   explicit BlockLayout(const TreePlan& plan)
       : header(Place<PlanHeader>(1)),
         units(Place<PlanUnit>(plan.partitions.size())),
-        entries(Place<PlanEntryRecord>(plan.entries.size())),
+        // Each partition's padding is one more.
+        entries(Place<PlanEntryRecord>(plan.entries.size() + plan.partitions.size())),
         slot_rows(Place<RowInterval>(plan.slot_rows.size())),
         queries(Place<int32_t>(plan.query_of_row.size())),
         targets(Place<int32_t>(plan.row_targets.size())),
@@ -94,10 +95,14 @@ class BlockWriter {
     Copy(plan_.merge_partials, layout_.merge_partials);
     WriteMergeRows();
   }
+  // Of the entries that were written.
+  int num_records() const {
+    return static_cast<int>(record_ - At<PlanEntryRecord>(layout_.entries));
+  }
 
  private:
   template <typename T>
-  T* At(int64_t word) {
+  T* At(int64_t word) const {
     return reinterpret_cast<T*>(words_ + word);
   }
   template <typename T>
@@ -110,25 +115,41 @@ class BlockWriter {
     const int64_t kv_rows_of_page = int64_t{plan_.options.num_kv_heads} * plan_.page_size;
     const int32_t num_rows = partition.rows.end - partition.rows.begin;
     ESPALIER_CHECK(num_rows * group <= kMostPackedRows);
-    num_tokens_ = AlignUp(num_tokens_, kTokenAlignment);
     const int64_t token_begin = num_tokens_;
-    PlanEntryRecord* record = At<PlanEntryRecord>(layout_.entries) + partition.entry_begin;
-    for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e, ++record) {
+    int64_t rest_begin = token_begin;
+    for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e) {
+      rest_begin += plan_.entries[e].count / kGroupTokens * kGroupTokens;
+    }
+    int64_t groups_begin = token_begin;
+    for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e) {
       const PlanEntry& entry = plan_.entries[e];
       const auto packed = [&](int32_t row) {
         return static_cast<uint32_t>((row - partition.rows.begin) * group);
       };
-      *record = {.kv_row = static_cast<int32_t>(entry.page * kv_rows_of_page + entry.first_slot) |
-                           (entry.read_again ? kReadAgain : 0),
-                 .token_begin = static_cast<int32_t>(num_tokens_),
-                 .count = entry.count,
-                 .rows = packed(entry.rows.begin) | packed(entry.rows.end) << 16,
-                 .slot_rows = entry.slot_rows,
-                 .row_begin = partition.rows.begin};
-      num_tokens_ += entry.count;
+      *record_++ = {
+          .kv_row = static_cast<int32_t>(entry.page * kv_rows_of_page + entry.first_slot) |
+                    (entry.read_again ? kReadAgain : 0),
+          .groups_begin = static_cast<int32_t>(groups_begin),
+          .rest_begin = static_cast<int32_t>(rest_begin),
+          .count = entry.count,
+          .rows = packed(entry.rows.begin) | packed(entry.rows.end) << 16,
+          .slot_rows = entry.slot_rows,
+          .row_begin = partition.rows.begin};
+      groups_begin += entry.count / kGroupTokens * kGroupTokens;
+      rest_begin += entry.count % kGroupTokens;
+    }
+    num_tokens_ = AlignUp(rest_begin, kStageTokens);
+    if (num_tokens_ > rest_begin) {
+      *record_++ = {.kv_row = kAbsentToken,
+                    .groups_begin = static_cast<int32_t>(rest_begin),
+                    .rest_begin = static_cast<int32_t>(rest_begin),
+                    .count = static_cast<int32_t>(num_tokens_ - rest_begin),
+                    .rows = 0,
+                    .slot_rows = -1,
+                    .row_begin = 0};
     }
     return {.token_begin = static_cast<int32_t>(token_begin),
-            .num_tokens = static_cast<int32_t>(num_tokens_ - token_begin),
+            .num_stages = static_cast<int32_t>((num_tokens_ - token_begin) / kStageTokens),
             .num_rows = num_rows,
             .queries_at = static_cast<int32_t>(layout_.queries + partition.rows.begin),
             .targets_at = static_cast<int32_t>(layout_.targets + partition.target_begin)};
@@ -147,6 +168,7 @@ class BlockWriter {
   const TreePlan& plan_;
   const BlockLayout& layout_;
   int32_t* words_;
+  PlanEntryRecord* record_ = At<PlanEntryRecord>(layout_.entries);
   int64_t num_tokens_ = 0;
 };
 
@@ -196,15 +218,14 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
   const PlanOptions& options = tree_plan.options;
   ESPALIER_CHECK(plan.num_heads == options.num_kv_heads * options.group_size);
   ESPALIER_CHECK(int64_t{tree_plan.num_pages} * options.num_kv_heads * tree_plan.page_size <=
-                 kReadAgain);
+                 kKvRowMask);
   const int64_t most_tokens =
-      tree_plan.stats.read_kv_tokens + int64_t{kTokenAlignment} * tree_plan.num_partitions();
+      tree_plan.stats.read_kv_tokens + int64_t{kStageTokens - 1} * tree_plan.num_partitions();
   ESPALIER_CHECK(most_tokens <= std::numeric_limits<int32_t>::max());
 
   const BlockLayout layout(tree_plan);
   const size_t states = tree_plan.stats.partial_rows * plan.num_heads;
   const bool first = impl.claims.empty();
-  const size_t row_bytes = impl.token_rows.bytes();
   if (!impl.Reserve(impl.staging, layout.bytes()) || !impl.Reserve(impl.block, layout.bytes()) ||
       !impl.Reserve(impl.token_kv_rows, most_tokens * sizeof(int32_t)) ||
       !impl.Reserve(impl.token_rows, most_tokens * sizeof(uint32_t)) ||
@@ -214,10 +235,6 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
     return false;
   }
   if (first) FillDevice(impl.ctx, impl.claims.As<void>(), 0, impl.claims.bytes());
-  // The copies of a partition's last rows touch words behind them, without a use for these.
-  if (impl.token_rows.bytes() != row_bytes) {
-    FillDevice(impl.ctx, impl.token_rows.As<void>(), 0, impl.token_rows.bytes());
-  }
 
   plan.header = impl.block.As<PlanHeader>();
   plan.token_kv_rows = impl.token_kv_rows.As<int32_t>();
@@ -230,13 +247,14 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
   plan.page_size = tree_plan.page_size;
   plan.num_pages = tree_plan.num_pages;
 
-  BlockWriter(tree_plan, layout, impl.staging.As<int32_t>()).Write();
+  BlockWriter writer(tree_plan, layout, impl.staging.As<int32_t>());
+  writer.Write();
   CopyToDevice(impl.ctx, impl.block.As<void>(), impl.staging.As<void>(), layout.bytes());
   const int32_t* words = impl.block.As<int32_t>();
   cuda::Check(impl.ctx, "ExpandTokens",
               cuda::ExpandTokens(
                   {.entries = reinterpret_cast<const PlanEntryRecord*>(words + layout.entries),
-                   .num_entries = static_cast<int>(tree_plan.entries.size()),
+                   .num_entries = writer.num_records(),
                    .slot_rows = reinterpret_cast<const RowInterval*>(words + layout.slot_rows),
                    .group_size = options.group_size,
                    .token_kv_rows = impl.token_kv_rows.As<int32_t>(),

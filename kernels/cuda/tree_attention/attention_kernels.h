@@ -15,7 +15,8 @@ struct AttentionArguments {
   const void* q;  // [num_queries, num_heads, head_dim]
   const void* k;  // [num_pages, num_kv_heads, page_size, head_dim]
   const void* v;
-  void* out;  // [num_queries, num_heads, head_dim]
+  int64_t num_kv_rows;  // of K and of V: num_pages * num_kv_heads * page_size
+  void* out;            // [num_queries, num_heads, head_dim]
   DevicePlan plan;
   float scale_log2;  // softmax scale times log2(e), above 0
 };

@@ -4,7 +4,8 @@
 // header or a unit gives, in words from the header on. So a captured graph holds one address and
 // reads whatever plan lies there. A kernel on the device expands the entries into two lists with
 // one word a token, in which every partition's tokens lie side by side: the attention kernel then
-// streams tokens, and neither pages nor nodes nor kinds of queries concern it.
+// streams tokens, and neither pages nor nodes nor kinds of queries concern it. First come the
+// groups of tokens that lie side by side in the cache, too; then what entries have left over.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +14,17 @@ namespace espalier {
 
 // Packed rows of a partition at most; a row's query heads of one kv head's group are neighbours.
 inline constexpr int kMostPackedRows = 128;
-// The token lists of a partition start at multiples of this, for 16-byte accesses.
-inline constexpr int kTokenAlignment = 8;
+// Tokens that a kernel takes at a time: partitions are padded to multiples of it.
+inline constexpr int kStageTokens = 64;
+// Neighbours in a page that one instruction may copy. They start at multiples of it in the lists.
+inline constexpr int kGroupTokens = 8;
 
-// The bit of a KV row that other partitions read, too, and that caches should keep.
-inline constexpr int32_t kReadAgain = 1 << 30;
+// What a KV row of the token lists has besides its number.
+inline constexpr int32_t kReadAgain = 1 << 30;   // other partitions read it, too: to be cached
+inline constexpr int32_t kWholeGroup = 1 << 29;  // of a group's first: all eight are neighbours
+inline constexpr int32_t kKvRowMask = kWholeGroup - 1;
+// Padding. Has all bits: a group of padding is a whole group of a row that no cache reaches.
+inline constexpr int32_t kAbsentToken = -1;
 
 // As TreePlan::kDirect and kUntouched, for device code.
 inline constexpr int32_t kTargetDirect = -1;
@@ -26,17 +33,18 @@ inline constexpr int32_t kTargetUntouched = -2;
 // A partition, in the plan's run order. Each kv head is a unit of work of its own.
 struct alignas(32) PlanUnit {
   int32_t token_begin;  // into the token lists
-  int32_t num_tokens;   // > 0
+  int32_t num_stages;   // > 0, each of kStageTokens
   int32_t num_rows;     // queries
   int32_t queries_at;   // word of the first row's query index
   int32_t targets_at;   // word of the first row's target, as TreePlan::row_targets
 };
 
-// A run of slots of one page and the packed rows that see them.
+// A run of slots of one page and the packed rows that see them; or padding.
 struct PlanEntryRecord {
-  int32_t kv_row;       // of the first slot, for kv head 0: an offset in head_dim elements; and
-                        // kReadAgain
-  int32_t token_begin;  // into the token lists
+  int32_t kv_row;        // of the first slot, for kv head 0: an offset in head_dim elements; and
+                         // kReadAgain. Or kAbsentToken.
+  int32_t groups_begin;  // into the token lists: of the slots that make whole groups
+  int32_t rest_begin;    // and of those behind
   int32_t count;
   uint32_t rows;      // packed rows [low half, high half) of the partition
   int32_t slot_rows;  // -1, or the index of `count` row intervals of the plan, one a slot
@@ -59,7 +67,7 @@ struct alignas(64) PlanHeader {
 // Pointers are to device memory and stay what they are until PlanBuffers::generation changes.
 struct DevicePlan {
   const PlanHeader* header = nullptr;      // followed by [num_partitions] PlanUnit
-  const int32_t* token_kv_rows = nullptr;  // [tokens] as PlanEntryRecord::kv_row
+  const int32_t* token_kv_rows = nullptr;  // [tokens] as PlanEntryRecord::kv_row, kWholeGroup
   const uint32_t* token_rows = nullptr;    // [tokens] as PlanEntryRecord::rows
   float* partial_out = nullptr;            // [partial_rows, num_heads, head_dim], normalised
   float* partial_lse = nullptr;            // [partial_rows, num_heads], log2 of the denominator

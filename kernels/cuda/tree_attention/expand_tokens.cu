@@ -12,15 +12,19 @@ __global__ void __launch_bounds__(kThreads) ExpandTokensKernel(const ExpandToken
   const int index = static_cast<int>((blockIdx.x * kThreads + threadIdx.x) / kTeam);
   if (index >= p.num_entries) return;
   const PlanEntryRecord entry = p.entries[index];
+  const int in_groups = entry.count / kGroupTokens * kGroupTokens;
   for (int i = static_cast<int>(threadIdx.x) % kTeam; i < entry.count; i += kTeam) {
+    const bool in_group = i < in_groups;
+    const int to = in_group ? entry.groups_begin + i : entry.rest_begin + i - in_groups;
     uint32_t rows = entry.rows;
     if (entry.slot_rows >= 0) {
       const RowInterval seen = p.slot_rows[entry.slot_rows + i];
       rows = static_cast<uint32_t>((seen.begin - entry.row_begin) * p.group_size) |
              static_cast<uint32_t>((seen.end - entry.row_begin) * p.group_size) << 16;
     }
-    p.token_kv_rows[entry.token_begin + i] = entry.kv_row + i;
-    p.token_rows[entry.token_begin + i] = rows;
+    const int32_t kv_row = entry.kv_row + i + (in_group && i % kGroupTokens == 0 ? kWholeGroup : 0);
+    p.token_kv_rows[to] = entry.kv_row == kAbsentToken ? kAbsentToken : kv_row;
+    p.token_rows[to] = rows;
   }
 }
 

@@ -4,7 +4,8 @@
 // registers.
 #include "kernels/cuda/tree_attention/dispatch_attention.cuh"
 #include "kernels/cuda/tree_attention/packed_rows.cuh"
-#include "kernels/cuda/tree_attention/unit_stream.cuh"
+#include "kernels/cuda/tree_attention/tensor_map.h"
+#include "kernels/cuda/tree_attention/tensor_stream.cuh"
 
 // Compiled to nothing for other architectures, where nothing launches it.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -20,24 +21,14 @@ constexpr int kGroups = kConsumers / 4;
 static_assert(kMostPackedRows == kTileRows * kGroups);
 constexpr int kProducers = 4;  // two bring K, of which the first claims units; two bring V
 constexpr int kThreads = 32 * (kConsumers + kProducers);
+constexpr int kRingBytes = 160 << 10;
+template <int kHeadDim>
+constexpr int kStages = std::min(kMostStages, kRingBytes / Geometry<kHeadDim>::kStageBytes);
 // Registers a thread: 168 at launch, moved to where they are needed.
-constexpr int kConsumerRegisters = 208;
-constexpr int kProducerRegisters = 88;
+constexpr int kConsumerRegisters = 224;
+constexpr int kProducerRegisters = 56;
 static_assert(32 * (kConsumers * kConsumerRegisters + kProducers * kProducerRegisters) <=
               168 * kThreads);
-
-// 64 keys or values as products read them: blocks of 64 dimensions, in each 128
-// bytes a row.
-template <int kDim>
-struct OperandTile {
-  static constexpr int kHeadDim = kDim;
-  static constexpr int kRowBytes = 128;
-  static constexpr int kBlockBytes = 64 * kRowBytes;
-  static __device__ int Offset(int row, int chunk) {
-    return chunk / 8 * kBlockBytes + row * kRowBytes + ((chunk % 8 ^ row % 8) << 4);
-  }
-};
-static_assert(kStageTokens == 64 && kTileRows == 64);
 
 #ifdef ESPALIER_HOPPER
 
@@ -65,7 +56,7 @@ __device__ void StartScore(const uint32_t (&queries)[Geometry<kHeadDim>::kKeySte
 #pragma unroll
   for (int step = 0; step < Geometry<kHeadDim>::kKeySteps; ++step) {
     const uint64_t k = SharedOperand(keys + step / 4 * Tile::kBlockBytes + step % 4 * 32,
-                                     /*across=*/0, /*along=*/8 * Tile::kRowBytes);
+                                     /*across=*/0, /*along=*/Tile::kGroupBytes);
     if (step == 0) {
       StartProduct<T, /*kAccumulate=*/false>(score, queries[step], k);
     } else {
@@ -83,9 +74,9 @@ __device__ void StartValues(uint32_t values, const uint32_t (&weights)[kStageTok
 #pragma unroll
   for (int block = 0; block < kStageTokens / 16; ++block) {
     StartProductByRows<T>(out, weights[block],
-                          SharedOperand(values + block * 16 * Tile::kRowBytes,
+                          SharedOperand(values + block * 2 * Tile::kGroupBytes,
                                         /*across=*/Tile::kBlockBytes,
-                                        /*along=*/8 * Tile::kRowBytes));
+                                        /*along=*/Tile::kGroupBytes));
   }
   CommitProducts();
 }
@@ -104,38 +95,103 @@ __device__ void PackWeights(const float (&weight)[kStageTokens / 8][4],
   }
 }
 
-// A warpgroup's rows against a stage that some of them see.
+// A warp's rows on the way through a unit's stages. The product of a stage's weights and values
+// runs while the next stage's scores are weighed, and until then holds its stage.
 template <typename T, int kHeadDim>
-__device__ void TakeStage(const uint32_t* token_rows, uint32_t stage,
-                          const uint32_t (&queries)[Geometry<kHeadDim>::kKeySteps][4],
-                          const WarpTile& tile, float scale, WarpState<kHeadDim>* state) {
-  float score[kStageTokens / 8][4];
-  ProductsFence();
-  StartScore<T, kHeadDim>(queries, stage, score);
-  const Visibility see = SeeStage(token_rows, tile);
-  AwaitProducts<0>(score);
-  uint32_t weights[kStageTokens / 16][4] = {};
-  if (see.Any()) {
-    if (!see.all) Mask(token_rows, tile, score);
-    float factor[2];
-    Weigh<kHeadDim>(scale, score, state, factor);
-    Rescale(factor, state);
-    PackWeights<T>(score, weights);
+class RowsInFlight {
+  using G = Geometry<kHeadDim>;
+
+ public:
+  __device__ RowsInFlight(const BlockState& block, const WarpTile& tile, uint32_t queries,
+                          float scale)
+      : block_(block), tile_(tile), scale_(scale) {
+    using Rows = RowTile<kHeadDim>;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int step = 0; step < G::kKeySteps; ++step) {
+      LoadMatrices(queries_[step],
+                   Rows::AdvanceChunks(queries + Rows::Offset(lane % 16, lane / 16), step));
+    }
+    state_.highest[0] = state_.highest[1] = kNever;
   }
-  ProductsFence();
-  StartValues<T, kHeadDim>(stage + Geometry<kHeadDim>::kSideBytes, weights, state->out);
-  AwaitProducts<0>(state->out);
-}
+
+  // A stage that some of the warpgroup's rows see.
+  __device__ void Take(const uint32_t* token_rows, int at) {
+    if (held_ >= 0) {
+      TakeWith</*kHolds=*/true>(token_rows, at);
+    } else {
+      TakeWith</*kHolds=*/false>(token_rows, at);
+    }
+  }
+
+  // Ends with the stage that is held, if there is one.
+  __device__ void Settle() {
+    if (held_ < 0) return;
+    ProductsFence();
+    StartValues<T, kHeadDim>(ValuesOf(held_), weights_, state_.out);
+    AwaitProducts<0>(state_.out);
+    Release(held_);
+    held_ = -1;
+  }
+
+  __device__ void Release(int at) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) BarrierArrive(SharedAddress(&block_.barriers->empty[at]));
+  }
+
+  __device__ WarpState<kHeadDim>& state() { return state_; }
+
+ private:
+  __device__ uint32_t KeysOf(int at) const { return block_.stages + at * G::kStageBytes; }
+  __device__ uint32_t ValuesOf(int at) const { return KeysOf(at) + G::kSideBytes; }
+
+  template <bool kHolds>
+  __device__ void TakeWith(const uint32_t* token_rows, int at) {
+    float score[kStageTokens / 8][4];
+    ProductsFence();
+    StartScore<T, kHeadDim>(queries_, KeysOf(at), score);
+    if constexpr (kHolds) StartValues<T, kHeadDim>(ValuesOf(held_), weights_, state_.out);
+    const Visibility see = SeeStage(token_rows, tile_);
+    AwaitProducts<kHolds ? 1 : 0>(score);
+    float factor[2] = {1, 1};
+    if (see.Any()) {
+      if (!see.all) Mask(token_rows, tile_, score);
+      Weigh<kHeadDim>(scale_, score, &state_, factor);
+    } else {
+#pragma unroll
+      for (auto& of_tile : score) {
+#pragma unroll
+        for (float& weight : of_tile) weight = 0;
+      }
+    }
+    if constexpr (kHolds) {
+      AwaitProducts<0>(state_.out);
+      Release(held_);
+    }
+    Rescale(factor, &state_);
+    PackWeights<T>(score, weights_);
+    held_ = at;
+#ifdef EXP_NO_OVERLAP
+    Settle();
+#endif
+  }
+
+  const BlockState& block_;
+  const WarpTile& tile_;
+  const float scale_;
+  uint32_t queries_[G::kKeySteps][4];
+  WarpState<kHeadDim> state_ = {};
+  uint32_t weights_[kStageTokens / 16][4] = {};
+  int held_ = -1;  // place of the stage whose values are still to be added
+};
 
 template <typename T, int kHeadDim>
 __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& layout,
                         const AttentionArguments& p) {
-  using G = Geometry<kHeadDim>;
-  using Rows = RowTile<kHeadDim>;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int heads = p.plan.num_heads / p.plan.num_kv_heads;
-  const uint32_t room = SharedAddress(block.shared + layout.room) + warp * kWarpRows * G::kRowBytes;
+  const uint32_t room =
+      SharedAddress(block.shared + layout.room) + warp * kWarpRows * Geometry<kHeadDim>::kRowBytes;
   RingPlace place;
   RingPlace slot;
   bool first_queries = true;
@@ -146,33 +202,29 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
     const WarpTile tile = TileOfWarp(group, warp % 4);
     LoadQueries<T, kHeadDim>(p, unit, tile, room);
     QueriesCame(block, &first_queries);
-    uint32_t queries[G::kKeySteps][4];
-#pragma unroll
-    for (int step = 0; step < G::kKeySteps; ++step) {
-      LoadMatrices(queries[step],
-                   Rows::AdvanceChunks(room + Rows::Offset(lane % 16, lane / 16), step));
-    }
-    WarpState<kHeadDim> state = {};
-    state.highest[0] = state.highest[1] = kNever;
-
-    const int num_stages = (unit.partition.num_tokens + kStageTokens - 1) / kStageTokens;
-    for (int s = 0; s < num_stages; ++s) {
+    RowsInFlight<T, kHeadDim> rows(block, tile, room, p.scale_log2);
+    for (int s = 0; s < unit.partition.num_stages; ++s) {
       BarrierWait(SharedAddress(&block.barriers->full[place.at]), place.lap);
       const auto* token_rows =
           reinterpret_cast<const uint32_t*>(block.shared + layout.rows) + place.at * kStageTokens;
-      if ((s & (tile.ways - 1)) == tile.way && SeeStage(token_rows, group).Any()) {
+      if ((s & (tile.ways - 1)) != tile.way) {
+        rows.Release(place.at);
+      } else if (SeeStage(token_rows, group).Any()) {
         ProductsSeeCopies();
-        TakeStage<T>(token_rows, block.stages + place.at * G::kStageBytes, queries, tile,
-                     p.scale_log2, &state);
+        rows.Take(token_rows, place.at);
+      } else {
+        // Held through a ring of stages that no row sees, it would never be free again.
+        rows.Settle();
+        rows.Release(place.at);
       }
-      __syncwarp();
-      if (lane == 0) BarrierArrive(SharedAddress(&block.barriers->empty[place.at]));
       place.Next(block.num_stages);
     }
+    rows.Settle();
     if (tile.ways > 1) {
-      MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile, &state);
+      MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile,
+                          &rows.state());
     }
-    if (tile.way == 0) StoreRows<T, kHeadDim>(p, unit, tile, state);
+    if (tile.way == 0) StoreRows<T, kHeadDim>(p, unit, tile, rows.state());
     LeaveUnit(block, &slot);
   }
 }
@@ -181,12 +233,13 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
 
 template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads, 1)
-    HopperAttention(const __grid_constant__ AttentionArguments p) {
+    HopperAttention(const __grid_constant__ AttentionArguments p,
+                    const __grid_constant__ CUtensorMap keys,
+                    const __grid_constant__ CUtensorMap values) {
 #ifdef ESPALIER_HOPPER
   extern __shared__ __align__(1024) std::byte shared[];
-  constexpr int kStages = kRingBytes / Geometry<kHeadDim>::kStageBytes;
-  const SharedLayout<kHeadDim> layout(kStages, kRoomBytes<kHeadDim>);
-  const BlockState block = BlockStateOf(shared, layout, kStages);
+  const SharedLayout<kHeadDim> layout(kStages<kHeadDim>, kRoomBytes<kHeadDim>);
+  const BlockState block = BlockStateOf(shared, layout, kStages<kHeadDim>);
   if (threadIdx.x == 0) InitBarriers<kProducers>(block, kConsumers);
   __syncthreads();
   LetDependentsStart();
@@ -198,26 +251,32 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
   GiveRegisters<kProducerRegisters>();
-  constexpr int kHalf = kStageTokens / 2;
   const int index = warp - kConsumers;
-  const Producer<OperandTile<kHeadDim>, kHalf> producer = {.is_key = index < 2,
-                                                           .first_token = index % 2 * kHalf};
+  const bool is_key = index < 2;
+  TensorStream<kHeadDim> side(block, p, is_key ? keys : values, is_key,
+                              /*first_token=*/index % 2 * (kStageTokens / 2));
   if (index == 0) {
-    producer.ClaimUnits(block, p);
+    ClaimUnits(block, p, [&](const Unit& unit) { side.Fill(unit); });
   } else {
     AwaitKernelBefore();
-    producer.FollowUnits(block, p);
+    FollowUnits(block, [&](const Unit& unit) { side.Fill(unit); });
   }
 #endif
 }
 
 template <typename T, int kHeadDim>
-cudaError_t Launch(const AttentionArguments& arguments, const AttentionDevice& device,
+cudaError_t Launch(const AttentionArguments& arguments, DType dtype, const AttentionDevice& device,
                    cudaStream_t stream) {
-  const SharedLayout<kHeadDim> layout(kRingBytes / Geometry<kHeadDim>::kStageBytes,
-                                      kRoomBytes<kHeadDim>);
+  CUtensorMap keys;
+  CUtensorMap values;
+  const auto map = [&](const void* side, CUtensorMap* to) {
+    return MapRows(side, arguments.num_kv_rows, kHeadDim, kGroupTokens, dtype, to);
+  };
+  if (const cudaError_t error = map(arguments.k, &keys); error != cudaSuccess) return error;
+  if (const cudaError_t error = map(arguments.v, &values); error != cudaSuccess) return error;
+  const SharedLayout<kHeadDim> layout(kStages<kHeadDim>, kRoomBytes<kHeadDim>);
   return LaunchOverlapping(HopperAttention<T, kHeadDim>, device.num_sms, kThreads, layout.bytes,
-                           device, stream, arguments);
+                           device, stream, arguments, keys, values);
 }
 
 }  // namespace
@@ -225,7 +284,7 @@ cudaError_t Launch(const AttentionArguments& arguments, const AttentionDevice& d
 cudaError_t LaunchHopperAttention(const AttentionArguments& arguments, DType dtype,
                                   const AttentionDevice& device, cudaStream_t stream) {
   return DispatchAttention(dtype, arguments.plan.head_dim, [&]<typename T, int kHeadDim>() {
-    return Launch<T, kHeadDim>(arguments, device, stream);
+    return Launch<T, kHeadDim>(arguments, dtype, device, stream);
   });
 }
 

@@ -2,14 +2,16 @@
 // warps of 16 packed rows each drain it. Shared memory: the ring, 32 KiB a stage at head_dim 128,
 // and as much for Q.
 #include "kernels/cuda/tree_attention/dispatch_attention.cuh"
+#include "kernels/cuda/tree_attention/gather_stream.cuh"
 #include "kernels/cuda/tree_attention/packed_rows.cuh"
-#include "kernels/cuda/tree_attention/unit_stream.cuh"
 
 namespace espalier::cuda {
 namespace {
 
 constexpr int kProducers = 2;  // the first brings K and claims units, the second brings V
 constexpr int kThreads = 32 * (kConsumers + kProducers);
+// In flight this many bytes hide the memory's latency; more only lengthen its queue.
+constexpr int kRingBytes = 128 << 10;
 
 __device__ WarpTile TileOfWarp(int warp, int packed_rows) {
   int tiles = 1;
@@ -97,8 +99,7 @@ __device__ void Consume(const BlockState& block, const AttentionArguments& p) {
     WarpState<kHeadDim> state = {};
     state.highest[0] = state.highest[1] = kNever;
 
-    const int num_stages = (unit.partition.num_tokens + kStageTokens - 1) / kStageTokens;
-    for (int s = 0; s < num_stages; ++s) {
+    for (int s = 0; s < unit.partition.num_stages; ++s) {
       BarrierWait(SharedAddress(&block.barriers->full[place.at]), place.lap);
       if ((s & (tile.ways - 1)) == tile.way) {
         const auto* token_rows =
@@ -137,23 +138,26 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   LetDependentsStart();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  using WholeStage = Producer<RowTile<kHeadDim>, kStageTokens>;
+  using Stream = GatherStream<RowTile<kHeadDim>>;
   if (warp == kConsumers) {
-    WholeStage{.is_key = true, .first_token = 0}.ClaimUnits(block, p);
+    Stream keys(block, p, /*is_key=*/true);
+    ClaimUnits(block, p, [&](const Unit& unit) { keys.Fill(unit); });
     return;
   }
   AwaitKernelBefore();
   if (warp < kConsumers) {
     Consume<T, kHeadDim>(block, p);
   } else {
-    WholeStage{.is_key = false, .first_token = 0}.FollowUnits(block, p);
+    Stream values(block, p, /*is_key=*/false);
+    FollowUnits(block, [&](const Unit& unit) { values.Fill(unit); });
   }
 }
 
 template <typename T, int kHeadDim>
 cudaError_t Launch(const AttentionArguments& arguments, const AttentionDevice& device,
                    cudaStream_t stream) {
-  const int num_stages = NumStages<kHeadDim>(kRoomBytes<kHeadDim>, device.max_shared_bytes);
+  const int num_stages =
+      NumStages<kHeadDim>(kRingBytes, kRoomBytes<kHeadDim>, device.max_shared_bytes);
   const SharedLayout<kHeadDim> layout(num_stages, kRoomBytes<kHeadDim>);
   return LaunchOverlapping(PortableAttention<T, kHeadDim>, device.num_sms, kThreads, layout.bytes,
                            device, stream, arguments, num_stages);

@@ -27,6 +27,7 @@ void TreeAttention(const Context& ctx, const TreeAttentionParams& p) {
       .q = p.q,
       .k = p.kv.k,
       .v = p.kv.v,
+      .num_kv_rows = int64_t{p.kv.num_pages} * p.kv.num_kv_heads * p.kv.page_size,
       .out = p.out,
       .plan = plan,
       .scale_log2 = p.scale * std::numbers::log2e_v<float>};

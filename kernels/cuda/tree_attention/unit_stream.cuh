@@ -1,6 +1,7 @@
 // Units of work and their KV on the way through a block's shared memory: producer warps claim
 // units, (partition, kv head) pairs, one by one in the plan's order and copy their tokens, wherever
-// these lie, side by side into a ring of stages that consumer warps drain.
+// these lie, side by side into a ring of stages that consumer warps drain. How tokens are copied is
+// the kernels' own: gather_stream.cuh, tensor_stream.cuh.
 #pragma once
 
 #include <algorithm>
@@ -11,15 +12,13 @@
 
 namespace espalier::cuda {
 
-constexpr int kStageTokens = 64;
 constexpr int kMostStages = 8;
-// In flight this many bytes hide the memory's latency; more only lengthen its queue.
-constexpr int kRingBytes = 128 << 10;
 constexpr int kUnitSlots = 4;
 // So many stages are asked for before the first queries have come: those would queue behind more.
 constexpr int kFirstStages = 2;
-// The token lists are asked into L2 this far ahead of the stage at hand, a line a lane.
-constexpr int kPrefetchTokens = 32 * 32;
+// The token lists are asked into L2 this many stages ahead of the one at hand.
+constexpr int kPrefetchStages = 16;
+constexpr int kLineTokens = 32;  // of a list, in a line of the cache
 
 template <int kHeadDim>
 struct Geometry {
@@ -63,11 +62,12 @@ struct SharedLayout {
   int bytes;
 };
 static_assert(sizeof(Unit) % 8 == 0);
+static_assert(kPrefetchStages * kStageTokens == 32 * kLineTokens);
 
 // As many stages as are of use and fit.
 template <int kHeadDim>
-int NumStages(int room_bytes, int max_shared_bytes) {
-  int num_stages = std::min(kMostStages, kRingBytes / Geometry<kHeadDim>::kStageBytes);
+int NumStages(int ring_bytes, int room_bytes, int max_shared_bytes) {
+  int num_stages = std::min(kMostStages, ring_bytes / Geometry<kHeadDim>::kStageBytes);
   while (num_stages > 2 &&
          SharedLayout<kHeadDim>(num_stages, room_bytes).bytes > max_shared_bytes) {
     --num_stages;
@@ -139,127 +139,71 @@ __device__ inline void QueriesCame(const BlockState& block, bool* waiting) {
   *waiting = false;
 }
 
-// What a producer warp brings of each stage: K or V, tokens [first_token, first_token + kTokens).
-// Tile::Offset says where a 16-byte chunk of a token's row lies within a side of a stage.
-template <typename Tile, int kTokens>
-struct Producer {
-  using G = Geometry<Tile::kHeadDim>;
-  static constexpr int kWords = kTokens / 32;  // of a token list that a lane holds of a stage
+// Asks into L2 the lists' first stages of a unit, or what comes kPrefetchStages behind a stage.
+__device__ inline void PrefetchFirstTokens(const int32_t* kv_rows, const uint32_t* token_rows,
+                                           int num_stages) {
+  const int token = static_cast<int>(threadIdx.x) % 32 * kLineTokens;
+  if (token >= num_stages * kStageTokens) return;
+  PrefetchToL2(kv_rows + token);
+  PrefetchToL2(token_rows + token);
+}
+__device__ inline void PrefetchTokensAhead(const int32_t* kv_rows, const uint32_t* token_rows,
+                                           int stage, int num_stages) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (lane >= 4 || stage + kPrefetchStages >= num_stages) return;
+  const int token = (stage + kPrefetchStages) * kStageTokens + lane % 2 * kLineTokens;
+  PrefetchToL2(lane < 2 ? static_cast<const void*>(kv_rows + token) : token_rows + token);
+}
 
-  bool is_key;
-  int first_token;
-
-  __device__ void FillStages(const BlockState& block, const AttentionArguments& p, const Unit& unit,
-                             RingPlace* place) const {
-    constexpr int kRowsAtOnce = 32 / G::kChunks;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int chunk = lane % G::kChunks;
-    const int num_tokens = unit.partition.num_tokens;
-    const int32_t* kv_rows = p.plan.token_kv_rows + unit.partition.token_begin;
-    const uint32_t* token_rows = p.plan.token_rows + unit.partition.token_begin;
-    const auto* side = static_cast<const std::byte*>(is_key ? p.k : p.v) +
-                       int64_t{unit.kv_head} * p.plan.page_size * G::kRowBytes + chunk * 16;
-    const bool brings_rows = is_key && first_token == 0;
-    const uint64_t once = EvictFirst();
-    const uint64_t again = EvictNormally();
-
-    if (brings_rows && lane * 32 < num_tokens) {
-      PrefetchToL2(kv_rows + lane * 32);
-      PrefetchToL2(token_rows + lane * 32);
+// Claims units, hands them to the other warps and calls `fill(unit)` for each. One warp of a block.
+template <typename Fill>
+__device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p, const Fill& fill) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto* units = reinterpret_cast<const PlanUnit*>(p.plan.header + 1);
+  const int num_units = p.plan.header->num_partitions * p.plan.num_kv_heads;
+  RingPlace slot;
+  for (int index = static_cast<int>(blockIdx.x);;) {
+    Unit unit = {};
+    unit.kv_head = -1;
+    int claimed = 0;
+    if (index < num_units) {
+      unit.partition = units[index / p.plan.num_kv_heads];
+      unit.kv_head = index % p.plan.num_kv_heads;
+      // Until here only what was copied before any kernel of the step is read.
+      AwaitKernelBefore();
+      if (lane == 0) claimed = atomicAdd(&p.plan.claims[0], 1);
     }
-    int now[kWords];
-    int next[kWords];
-    const auto load = [&](int begin, int(&to)[kWords]) {
-#pragma unroll
-      for (int word = 0; word < kWords; ++word) {
-        const int token = begin + first_token + word * 32 + lane;
-        to[word] = token < num_tokens ? __ldg(kv_rows + token) : -1;
-      }
-    };
-    load(0, now);
-    for (int begin = 0; begin < num_tokens; begin += kStageTokens) {
-      load(begin + kStageTokens, next);
-      if (begin == kFirstStages * kStageTokens) {
-        BarrierWait(SharedAddress(&block.barriers->queries), 0);
-      }
-      BarrierWait(SharedAddress(&block.barriers->empty[place->at]), place->lap ^ 1);
-      const uint32_t stage =
-          block.stages + place->at * G::kStageBytes + (is_key ? 0 : G::kSideBytes);
-#pragma unroll
-      for (int i = 0; i < kTokens; i += kRowsAtOnce) {
-        const int token = i + lane / G::kChunks;
-        const int kv_row = __shfl_sync(0xffffffff, now[i / 32], token % 32);
-        CopyAsync16(stage + Tile::Offset(first_token + token, chunk),
-                    side + int64_t{kv_row < 0 ? 0 : kv_row & ~kReadAgain} * G::kRowBytes,
-                    kv_row < 0 ? 0 : 16, (kv_row & kReadAgain) != 0 ? again : once);
-      }
-      if (brings_rows && lane < kStageTokens / 4) {
-        // Absent tokens get the rows [0, 0).
-        const int left = num_tokens - begin - lane * 4;
-        CopyAsync16(block.rows + (place->at * kStageTokens + lane * 4) * 4,
-                    token_rows + (left > 0 ? begin + lane * 4 : 0), min(max(left * 4, 0), 16));
-        const int ahead = begin + kPrefetchTokens + lane % 2 * 32;
-        if (lane < 4 && ahead < num_tokens) {
-          PrefetchToL2(lane < 2 ? static_cast<const void*>(kv_rows + ahead) : token_rows + ahead);
-        }
-      }
-      BarrierArriveAfterCopies(SharedAddress(&block.barriers->full[place->at]));
-      place->Next(block.num_stages);
-#pragma unroll
-      for (int word = 0; word < kWords; ++word) now[word] = next[word];
-    }
-  }
-
-  // Claims units, hands them to the other warps and brings its part of them. One warp of a block.
-  __device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const auto* units = reinterpret_cast<const PlanUnit*>(p.plan.header + 1);
-    const int num_units = p.plan.header->num_partitions * p.plan.num_kv_heads;
-    RingPlace stage;
-    RingPlace slot;
-    for (int index = static_cast<int>(blockIdx.x);;) {
-      Unit unit = {};
-      unit.kv_head = -1;
-      int claimed = 0;
-      if (index < num_units) {
-        unit.partition = units[index / p.plan.num_kv_heads];
-        unit.kv_head = index % p.plan.num_kv_heads;
-        // Until here only what was copied before any kernel of the step is read.
-        AwaitKernelBefore();
-        if (lane == 0) claimed = atomicAdd(&p.plan.claims[0], 1);
-      }
-      BarrierWait(SharedAddress(&block.barriers->unit_empty[slot.at]), slot.lap ^ 1);
-      if (lane == 0) {
-        block.units[slot.at] = unit;
-        BarrierArrive(SharedAddress(&block.barriers->unit_full[slot.at]));
-      }
-      slot.Next(kUnitSlots);
-      if (unit.kv_head < 0) break;
-      FillStages(block, p, unit, &stage);
-      index = static_cast<int>(gridDim.x) + __shfl_sync(0xffffffff, claimed, 0);
-    }
-    AwaitKernelBefore();  // a block without a unit has not yet
-    // The last block to get here has seen every claim made: the next launch starts from zero.
+    BarrierWait(SharedAddress(&block.barriers->unit_empty[slot.at]), slot.lap ^ 1);
     if (lane == 0) {
-      __threadfence();
-      if (atomicAdd(&p.plan.claims[1], 1) == static_cast<int>(gridDim.x) - 1) {
-        p.plan.claims[0] = 0;
-        p.plan.claims[1] = 0;
-      }
+      block.units[slot.at] = unit;
+      BarrierArrive(SharedAddress(&block.barriers->unit_full[slot.at]));
+    }
+    slot.Next(kUnitSlots);
+    if (unit.kv_head < 0) break;
+    fill(unit);
+    index = static_cast<int>(gridDim.x) + __shfl_sync(0xffffffff, claimed, 0);
+  }
+  AwaitKernelBefore();  // a block without a unit has not yet
+  // The last block to get here has seen every claim made: the next launch starts from zero.
+  if (lane == 0) {
+    __threadfence();
+    if (atomicAdd(&p.plan.claims[1], 1) == static_cast<int>(gridDim.x) - 1) {
+      p.plan.claims[0] = 0;
+      p.plan.claims[1] = 0;
     }
   }
+}
 
-  // Brings its part of the units that another warp claims.
-  __device__ void FollowUnits(const BlockState& block, const AttentionArguments& p) const {
-    RingPlace stage;
-    RingPlace slot;
-    while (true) {
-      const Unit& unit = AwaitUnit(block, slot);
-      if (unit.kv_head < 0) break;
-      FillStages(block, p, unit, &stage);
-      LeaveUnit(block, &slot);
-    }
+// Calls `fill(unit)` for each of the units that another warp claims.
+template <typename Fill>
+__device__ void FollowUnits(const BlockState& block, const Fill& fill) {
+  RingPlace slot;
+  while (true) {
+    const Unit& unit = AwaitUnit(block, slot);
+    if (unit.kv_head < 0) break;
+    fill(unit);
+    LeaveUnit(block, &slot);
   }
-};
+}
 
 }  // namespace espalier::cuda

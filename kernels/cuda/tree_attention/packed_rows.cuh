@@ -154,10 +154,6 @@ __device__ inline float QuadSum(float x) {
   return x + __shfl_xor_sync(0xffffffff, x, 2);
 }
 
-// A maximum rises only by more than this, in log2 units: weights stay below its power of two, and
-// most stages leave the sums as they are.
-constexpr float kRise = 8;
-
 // Turns scores into weights 2^(score * scale - highest) of the new highest. `factor` is what the
 // rest of the rows' state then has to be multiplied with: 1 where nothing rose.
 template <int kHeadDim>
@@ -170,8 +166,7 @@ __device__ void Weigh(float scale, float (&score)[kStageTokens / 8][4], WarpStat
     for (int i = 0; i < kStageTokens / 8; ++i) {
       highest = fmaxf(highest, fmaxf(score[i][half * 2], score[i][half * 2 + 1]));
     }
-    highest = QuadMax(highest) * scale;
-    if (highest <= state->highest[half] + kRise) highest = state->highest[half];
+    highest = fmaxf(state->highest[half], QuadMax(highest) * scale);
     const float offset = -Finite(highest);
     factor[half] = Exp2(state->highest[half] + offset);
     state->highest[half] = highest;

@@ -139,14 +139,15 @@ class BlockWriter {
       rest_begin += entry.count % kGroupTokens;
     }
     num_tokens_ = AlignUp(rest_begin, kStageTokens);
-    if (num_tokens_ > rest_begin) {
-      *record_++ = {.kv_row = kAbsentToken,
-                    .groups_begin = static_cast<int32_t>(rest_begin),
-                    .rest_begin = static_cast<int32_t>(rest_begin),
-                    .count = static_cast<int32_t>(num_tokens_ - rest_begin),
-                    .rows = 0,
-                    .slot_rows = -1,
-                    .row_begin = 0};
+    if (const int64_t absent = num_tokens_ - rest_begin; absent > 0) {
+      *record_++ = {
+          .kv_row = kAbsentToken,
+          .groups_begin = static_cast<int32_t>(rest_begin),
+          .rest_begin = static_cast<int32_t>(rest_begin + absent / kGroupTokens * kGroupTokens),
+          .count = static_cast<int32_t>(absent),
+          .rows = 0,
+          .slot_rows = -1,
+          .row_begin = 0};
     }
     return {.token_begin = static_cast<int32_t>(token_begin),
             .num_stages = static_cast<int32_t>((num_tokens_ - token_begin) / kStageTokens),

@@ -69,6 +69,7 @@ struct PlanEntry {
   int32_t slot_rows;  // -1: `rows` see all the slots; else index into TreePlan::slot_rows of
                       // `count` intervals, one a slot
   bool read_again;    // rows of other tiles see the slots, too
+  bool written_now;   // some of the slots may be those of the step's own tokens
 };
 
 struct PlanPartition {

@@ -108,7 +108,7 @@ struct TreePlanner::Impl {
   void EmitPlain(int node, int begin, int end, RowInterval tile);
   void EmitDraft(int node, int begin, int end, RowInterval tile);
   void AddEntry(const PageCursor& at, int count, RowInterval rows, int32_t slot_rows,
-                bool read_again);
+                bool read_again, bool written_now);
   bool SeenBeyond(int node, RowInterval tile) const {
     return order.rows(node).begin < tile.begin || order.rows(node).end > tile.end;
   }
@@ -455,13 +455,16 @@ void TreePlanner::Impl::EmitPlain(int node, int begin, int end, RowInterval tile
   }
 
   const bool read_again = SeenBeyond(node, tile);
+  const int now_begin = node_rows.begin < node_rows.own_end ? order.offset_of_row(node_rows.begin)
+                                                            : std::numeric_limits<int>::max();
   PageCursor at(order.shape(), node, begin);
   for (int token = begin; token < end;) {
     const int count = std::min(at.SlotsLeft(), end - token);
+    const bool now = token + count > now_begin;
     if (token + count <= full_end) {
-      AddEntry(at, count, rows, -1, read_again);
+      AddEntry(at, count, rows, -1, read_again, now);
     } else if (token >= causal_end) {
-      AddEntry(at, count, {own.end, rows.end}, -1, read_again);
+      AddEntry(at, count, {own.end, rows.end}, -1, read_again, now);
     } else {
       const int32_t slot_rows = static_cast<int32_t>(plan.slot_rows.size());
       const int32_t first_row = std::max(own.begin, order.FirstOwnRowFrom(node, token));
@@ -470,7 +473,7 @@ void TreePlanner::Impl::EmitPlain(int node, int begin, int end, RowInterval tile
         while (row < own.end && order.offset_of_row(row) < t) ++row;
         plan.slot_rows.push_back({row, rows.end});
       }
-      AddEntry(at, count, {first_row, rows.end}, slot_rows, read_again);
+      AddEntry(at, count, {first_row, rows.end}, slot_rows, read_again, now);
     }
     token += count;
     at.Advance(count);
@@ -495,7 +498,8 @@ void TreePlanner::Impl::EmitDraft(int node, int begin, int end, RowInterval tile
     }
     if (t > token) {
       if (uniform) plan.slot_rows.resize(slot_rows);
-      AddEntry(at, t - token, all, uniform ? -1 : slot_rows, SeenBeyond(node, tile));
+      AddEntry(at, t - token, all, uniform ? -1 : slot_rows, SeenBeyond(node, tile),
+               /*written_now=*/true);
     }
     const int next = t < page_end ? t + 1 : t;
     at.Advance(next - token);
@@ -504,14 +508,15 @@ void TreePlanner::Impl::EmitDraft(int node, int begin, int end, RowInterval tile
 }
 
 void TreePlanner::Impl::AddEntry(const PageCursor& at, int count, RowInterval rows,
-                                 int32_t slot_rows, bool read_again) {
+                                 int32_t slot_rows, bool read_again, bool written_now) {
   plan.num_pages = std::max(plan.num_pages, *at.page + 1);
   plan.entries.push_back({.page = *at.page,
                           .first_slot = at.slot,
                           .count = count,
                           .rows = rows,
                           .slot_rows = slot_rows,
-                          .read_again = read_again});
+                          .read_again = read_again,
+                          .written_now = written_now});
 }
 
 // ---- partitions

@@ -25,6 +25,9 @@ constexpr int64_t kLeastPieceTokens = 128;
 constexpr int64_t kMergeTokens = 278;
 // Arrays of the block start at multiples of this many words: 32 bytes, a sector.
 constexpr int64_t kAlignWords = 8;
+constexpr int64_t kStageWords = sizeof(PlanStage) / sizeof(int32_t);
+// Above all packed rows.
+constexpr uint16_t kNoRow = 0xffff;
 
 static_assert(kTargetDirect == TreePlan::kDirect);
 static_assert(kTargetUntouched == TreePlan::kUntouched);
@@ -45,6 +48,7 @@ class BlockLayout {
         units(Place<PlanUnit>(plan.partitions.size())),
         // Each partition's padding is one more.
         entries(Place<PlanEntryRecord>(plan.entries.size() + plan.partitions.size())),
+        stages(Place<PlanStage>(plan.stats.read_kv_tokens / kStageTokens + plan.partitions.size())),
         slot_rows(Place<RowInterval>(plan.slot_rows.size())),
         queries(Place<int32_t>(plan.query_of_row.size())),
         targets(Place<int32_t>(plan.row_targets.size())),
@@ -69,6 +73,7 @@ class BlockLayout {
   const int64_t header;
   const int64_t units;
   const int64_t entries;
+  const int64_t stages;
   const int64_t slot_rows;
   const int64_t queries;
   const int64_t targets;
@@ -111,49 +116,79 @@ class BlockWriter {
   }
 
   PlanUnit WritePartition(const PlanPartition& partition) {
-    const int group = plan_.options.group_size;
+    ESPALIER_CHECK((partition.rows.end - partition.rows.begin) * plan_.options.group_size <=
+                   kMostPackedRows);
+    int64_t in_groups = 0;
+    int64_t num_tokens = 0;
+    for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e) {
+      in_groups += plan_.entries[e].count / kGroupTokens * kGroupTokens;
+      num_tokens += plan_.entries[e].count;
+    }
+    const int64_t num_stages = (num_tokens + kStageTokens - 1) / kStageTokens;
+    const PlanUnit unit = {
+        .token_begin = static_cast<int32_t>(num_tokens_),
+        .num_stages = static_cast<int32_t>(num_stages),
+        .num_rows = partition.rows.end - partition.rows.begin,
+        .queries_at = static_cast<int32_t>(layout_.queries + partition.rows.begin),
+        .targets_at = static_cast<int32_t>(layout_.targets + partition.target_begin),
+        .stages_at =
+            static_cast<int32_t>(layout_.stages + num_tokens_ / kStageTokens * kStageWords)};
+    constexpr PlanStage kUnseen = {
+        .some_begin = kNoRow, .some_end = 0, .all_begin = 0, .all_end = kNoRow};
+    std::fill_n(stages_ + num_tokens_ / kStageTokens, num_stages, kUnseen);
+    groups_begin_ = num_tokens_;
+    rest_begin_ = num_tokens_ + in_groups;
+    for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e) {
+      WriteEntry(plan_.entries[e], partition.rows.begin);
+    }
+    num_tokens_ += num_stages * kStageTokens;
+    if (rest_begin_ < num_tokens_) WritePadding(num_tokens_ - rest_begin_);
+    return unit;
+  }
+
+  void WriteEntry(const PlanEntry& entry, int32_t first_row) {
+    const auto packed = [&](int32_t row) {
+      return static_cast<uint32_t>((row - first_row) * plan_.options.group_size);
+    };
     const int64_t kv_rows_of_page = int64_t{plan_.options.num_kv_heads} * plan_.page_size;
-    const int32_t num_rows = partition.rows.end - partition.rows.begin;
-    ESPALIER_CHECK(num_rows * group <= kMostPackedRows);
-    const int64_t token_begin = num_tokens_;
-    int64_t rest_begin = token_begin;
-    for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e) {
-      rest_begin += plan_.entries[e].count / kGroupTokens * kGroupTokens;
-    }
-    int64_t groups_begin = token_begin;
-    for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e) {
-      const PlanEntry& entry = plan_.entries[e];
-      const auto packed = [&](int32_t row) {
-        return static_cast<uint32_t>((row - partition.rows.begin) * group);
-      };
-      *record_++ = {
-          .kv_row = static_cast<int32_t>(entry.page * kv_rows_of_page + entry.first_slot) |
-                    (entry.read_again ? kReadAgain : 0),
-          .groups_begin = static_cast<int32_t>(groups_begin),
-          .rest_begin = static_cast<int32_t>(rest_begin),
-          .count = entry.count,
-          .rows = packed(entry.rows.begin) | packed(entry.rows.end) << 16,
-          .slot_rows = entry.slot_rows,
-          .row_begin = partition.rows.begin};
-      groups_begin += entry.count / kGroupTokens * kGroupTokens;
-      rest_begin += entry.count % kGroupTokens;
-    }
-    num_tokens_ = AlignUp(rest_begin, kStageTokens);
-    if (const int64_t absent = num_tokens_ - rest_begin; absent > 0) {
-      *record_++ = {
-          .kv_row = kAbsentToken,
-          .groups_begin = static_cast<int32_t>(rest_begin),
-          .rest_begin = static_cast<int32_t>(rest_begin + absent / kGroupTokens * kGroupTokens),
-          .count = static_cast<int32_t>(absent),
-          .rows = 0,
-          .slot_rows = -1,
-          .row_begin = 0};
-    }
-    return {.token_begin = static_cast<int32_t>(token_begin),
-            .num_stages = static_cast<int32_t>((num_tokens_ - token_begin) / kStageTokens),
-            .num_rows = num_rows,
-            .queries_at = static_cast<int32_t>(layout_.queries + partition.rows.begin),
-            .targets_at = static_cast<int32_t>(layout_.targets + partition.target_begin)};
+    *record_++ = {.kv_row = static_cast<int32_t>(entry.page * kv_rows_of_page + entry.first_slot) |
+                            (entry.read_again ? kReadAgain : 0) |
+                            (entry.written_now ? kWrittenNow : 0),
+                  .groups_begin = static_cast<int32_t>(groups_begin_),
+                  .rest_begin = static_cast<int32_t>(rest_begin_),
+                  .count = entry.count,
+                  .rows = packed(entry.rows.begin) | packed(entry.rows.end) << 16,
+                  .slot_rows = entry.slot_rows,
+                  .row_begin = first_row};
+    const auto see = [&](int64_t* begin, int count, bool gathered) {
+      for (int64_t at = *begin / kStageTokens; at * kStageTokens < *begin + count; ++at) {
+        PlanStage& stage = stages_[at];
+        const auto rows_begin = static_cast<uint16_t>(packed(entry.rows.begin));
+        const auto rows_end = static_cast<uint16_t>(packed(entry.rows.end));
+        stage.some_begin = std::min(stage.some_begin, rows_begin);
+        stage.some_end = std::max(stage.some_end, rows_end);
+        stage.all_begin = std::max(stage.all_begin, entry.slot_rows < 0 ? rows_begin : kNoRow);
+        stage.all_end = std::min(stage.all_end, rows_end);
+        stage.has_gathered |= gathered ? 1 : 0;
+      }
+      *begin += count;
+    };
+    const int in_groups = entry.count / kGroupTokens * kGroupTokens;
+    if (in_groups > 0) see(&groups_begin_, in_groups, /*gathered=*/false);
+    if (in_groups < entry.count) see(&rest_begin_, entry.count - in_groups, /*gathered=*/true);
+  }
+
+  // Of a partition's last stage.
+  void WritePadding(int64_t count) {
+    *record_++ = {
+        .kv_row = kAbsentToken,
+        .groups_begin = static_cast<int32_t>(rest_begin_),
+        .rest_begin = static_cast<int32_t>(rest_begin_ + count / kGroupTokens * kGroupTokens),
+        .count = static_cast<int32_t>(count),
+        .rows = 0,
+        .slot_rows = -1,
+        .row_begin = 0};
+    stages_[rest_begin_ / kStageTokens].all_begin = kNoRow;
   }
 
   void WriteMergeRows() {
@@ -169,8 +204,11 @@ class BlockWriter {
   const TreePlan& plan_;
   const BlockLayout& layout_;
   int32_t* words_;
+  PlanStage* stages_ = At<PlanStage>(layout_.stages);
   PlanEntryRecord* record_ = At<PlanEntryRecord>(layout_.entries);
   int64_t num_tokens_ = 0;
+  int64_t groups_begin_ = 0;  // where the partition's next whole groups go,
+  int64_t rest_begin_ = 0;    // and its other tokens
 };
 
 }  // namespace

@@ -22,7 +22,8 @@ inline constexpr int kGroupTokens = 8;
 // What a KV row of the token lists has besides its number.
 inline constexpr int32_t kReadAgain = 1 << 30;   // other partitions read it, too: to be cached
 inline constexpr int32_t kWholeGroup = 1 << 29;  // of a group's first: all eight are neighbours
-inline constexpr int32_t kKvRowMask = kWholeGroup - 1;
+inline constexpr int32_t kWrittenNow = 1 << 28;  // by this step, perhaps by the kernel before
+inline constexpr int32_t kKvRowMask = kWrittenNow - 1;
 // Padding. Has all bits: a group of padding is a whole group of a row that no cache reaches.
 inline constexpr int32_t kAbsentToken = -1;
 
@@ -37,6 +38,17 @@ struct alignas(32) PlanUnit {
   int32_t num_rows;     // queries
   int32_t queries_at;   // word of the first row's query index
   int32_t targets_at;   // word of the first row's target, as TreePlan::row_targets
+  int32_t stages_at;    // word of the first stage's PlanStage
+};
+
+// What a kernel need not find out from each of a stage's tokens. Packed rows.
+struct alignas(16) PlanStage {
+  uint16_t some_begin;  // no other rows see any of the tokens
+  uint16_t some_end;
+  uint16_t all_begin;  // these rows see all of them; begin above end: none do
+  uint16_t all_end;
+  uint32_t has_gathered;  // some of the tokens are of no whole group
+  uint32_t unused;
 };
 
 // A run of slots of one page and the packed rows that see them; or padding.

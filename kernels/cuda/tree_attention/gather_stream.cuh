@@ -25,6 +25,7 @@ class GatherStream {
     const uint32_t* token_rows = p_.plan.token_rows + unit.partition.token_begin;
     const auto* side = static_cast<const std::byte*>(is_key_ ? p_.k : p_.v) +
                        int64_t{unit.kv_head} * p_.plan.page_size * G::kRowBytes + chunk * 16;
+    AwaitKernelBefore();
     const uint64_t once = EvictFirst();
     const uint64_t again = EvictNormally();
 
@@ -55,7 +56,7 @@ class GatherStream {
       }
       if (is_key_) {
         if (lane < kStageTokens / 4) {
-          CopyAsync16(block_.rows + (place_.at * kStageTokens + lane * 4) * 4,
+          CopyAsync16(block_.rows + place_.at * kRowsBytes + lane * 16,
                       token_rows + s * kStageTokens + lane * 4, 16);
         }
         PrefetchTokensAhead(kv_rows, token_rows, s, num_stages);

@@ -48,15 +48,22 @@ __device__ WarpTile TileOfWarp(const WarpTile& group, int warp) {
   return tile;
 }
 
+__device__ bool SomeSee(const PlanStage& stage, const WarpTile& tile) {
+  return stage.some_begin < tile.row_end && stage.some_end > tile.row_begin;
+}
+__device__ bool AllSee(const PlanStage& stage, const WarpTile& tile) {
+  return stage.all_begin <= tile.row_begin && stage.all_end >= tile.row_end;
+}
+
 // Starts score = queries * keys^T, in steps of 16 dimensions: 32 bytes of every key.
 template <typename T, int kHeadDim>
 __device__ void StartScore(const uint32_t (&queries)[Geometry<kHeadDim>::kKeySteps][4],
                            uint32_t keys, float (&score)[kStageTokens / 8][4]) {
   using Tile = OperandTile<kHeadDim>;
+  const SharedOperand first(keys, /*across=*/0, /*along=*/Tile::kGroupBytes);
 #pragma unroll
   for (int step = 0; step < Geometry<kHeadDim>::kKeySteps; ++step) {
-    const uint64_t k = SharedOperand(keys + step / 4 * Tile::kBlockBytes + step % 4 * 32,
-                                     /*across=*/0, /*along=*/Tile::kGroupBytes);
+    const uint64_t k = first.At(step / 4 * Tile::kBlockBytes + step % 4 * 32);
     if (step == 0) {
       StartProduct<T, /*kAccumulate=*/false>(score, queries[step], k);
     } else {
@@ -71,12 +78,10 @@ template <typename T, int kHeadDim>
 __device__ void StartValues(uint32_t values, const uint32_t (&weights)[kStageTokens / 16][4],
                             float (&out)[Geometry<kHeadDim>::kOutTiles][4]) {
   using Tile = OperandTile<kHeadDim>;
+  const SharedOperand first(values, /*across=*/Tile::kBlockBytes, /*along=*/Tile::kGroupBytes);
 #pragma unroll
   for (int block = 0; block < kStageTokens / 16; ++block) {
-    StartProductByRows<T>(out, weights[block],
-                          SharedOperand(values + block * 2 * Tile::kGroupBytes,
-                                        /*across=*/Tile::kBlockBytes,
-                                        /*along=*/Tile::kGroupBytes));
+    StartProductByRows<T>(out, weights[block], first.At(block * 2 * Tile::kGroupBytes));
   }
   CommitProducts();
 }
@@ -116,11 +121,11 @@ class RowsInFlight {
   }
 
   // A stage that some of the warpgroup's rows see.
-  __device__ void Take(const uint32_t* token_rows, int at) {
+  __device__ void Take(const uint32_t* token_rows, const PlanStage& stage, int at) {
     if (held_ >= 0) {
-      TakeWith</*kHolds=*/true>(token_rows, at);
+      TakeWith</*kHolds=*/true>(token_rows, stage, at);
     } else {
-      TakeWith</*kHolds=*/false>(token_rows, at);
+      TakeWith</*kHolds=*/false>(token_rows, stage, at);
     }
   }
 
@@ -146,34 +151,33 @@ class RowsInFlight {
   __device__ uint32_t ValuesOf(int at) const { return KeysOf(at) + G::kSideBytes; }
 
   template <bool kHolds>
-  __device__ void TakeWith(const uint32_t* token_rows, int at) {
+  __device__ void TakeWith(const uint32_t* token_rows, const PlanStage& stage, int at) {
     float score[kStageTokens / 8][4];
     ProductsFence();
     StartScore<T, kHeadDim>(queries_, KeysOf(at), score);
     if constexpr (kHolds) StartValues<T, kHeadDim>(ValuesOf(held_), weights_, state_.out);
-    const Visibility see = SeeStage(token_rows, tile_);
     AwaitProducts<kHolds ? 1 : 0>(score);
+    const bool sees = SomeSee(stage, tile_);
     float factor[2] = {1, 1};
-    if (see.Any()) {
-      if (!see.all) Mask(token_rows, tile_, score);
+    if (sees) {
+      if (!AllSee(stage, tile_)) Mask(token_rows, tile_, score);
       Weigh<kHeadDim>(scale_, score, &state_, factor);
-    } else {
-#pragma unroll
-      for (auto& of_tile : score) {
-#pragma unroll
-        for (float& weight : of_tile) weight = 0;
-      }
     }
     if constexpr (kHolds) {
       AwaitProducts<0>(state_.out);
       Release(held_);
     }
-    Rescale(factor, &state_);
-    PackWeights<T>(score, weights_);
+    if (sees) {
+      Rescale(factor, &state_);
+      PackWeights<T>(score, weights_);
+    } else {
+#pragma unroll
+      for (auto& block : weights_) {
+#pragma unroll
+        for (uint32_t& pair : block) pair = 0;
+      }
+    }
     held_ = at;
-#ifdef EXP_NO_OVERLAP
-    Settle();
-#endif
   }
 
   const BlockState& block_;
@@ -205,13 +209,13 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
     RowsInFlight<T, kHeadDim> rows(block, tile, room, p.scale_log2);
     for (int s = 0; s < unit.partition.num_stages; ++s) {
       BarrierWait(SharedAddress(&block.barriers->full[place.at]), place.lap);
-      const auto* token_rows =
-          reinterpret_cast<const uint32_t*>(block.shared + layout.rows) + place.at * kStageTokens;
+      const std::byte* seen = block.shared + layout.rows + place.at * kRowsBytes;
+      const PlanStage stage = *reinterpret_cast<const PlanStage*>(seen + kStageTokens * 4);
       if ((s & (tile.ways - 1)) != tile.way) {
         rows.Release(place.at);
-      } else if (SeeStage(token_rows, group).Any()) {
-        ProductsSeeCopies();
-        rows.Take(token_rows, place.at);
+      } else if (__any_sync(0xffffffff, SomeSee(stage, group))) {
+        if (stage.has_gathered != 0) ProductsSeeCopies();
+        rows.Take(reinterpret_cast<const uint32_t*>(seen), stage, place.at);
       } else {
         // Held through a ring of stages that no row sees, it would never be free again.
         rows.Settle();
@@ -258,7 +262,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (index == 0) {
     ClaimUnits(block, p, [&](const Unit& unit) { side.Fill(unit); });
   } else {
-    AwaitKernelBefore();
     FollowUnits(block, [&](const Unit& unit) { side.Fill(unit); });
   }
 #endif

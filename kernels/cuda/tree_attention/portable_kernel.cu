@@ -103,7 +103,7 @@ __device__ void Consume(const BlockState& block, const AttentionArguments& p) {
       BarrierWait(SharedAddress(&block.barriers->full[place.at]), place.lap);
       if ((s & (tile.ways - 1)) == tile.way) {
         const auto* token_rows =
-            reinterpret_cast<const uint32_t*>(block.shared + layout.rows) + place.at * kStageTokens;
+            reinterpret_cast<const uint32_t*>(block.shared + layout.rows + place.at * kRowsBytes);
         const Visibility see = SeeStage(token_rows, tile);
         if (see.Any()) {
           const uint32_t stage = block.stages + place.at * G::kStageBytes;

@@ -39,6 +39,8 @@ class TensorStream {
     const int num_stages = unit.partition.num_stages;
     const int32_t* kv_rows = p_.plan.token_kv_rows + unit.partition.token_begin;
     const uint32_t* token_rows = p_.plan.token_rows + unit.partition.token_begin;
+    const auto* stages = reinterpret_cast<const PlanStage*>(
+        reinterpret_cast<const int32_t*>(p_.plan.header) + unit.partition.stages_at);
     const int head_row = unit.kv_head * p_.plan.page_size;
     const bool brings_rows = is_key_ && first_token_ == 0;
     const uint64_t once = EvictFirst();
@@ -56,11 +58,13 @@ class TensorStream {
           block_.stages + place_.at * G::kStageBytes + (is_key_ ? 0 : G::kSideBytes);
       const bool starts_group = lane % kGroupTokens == 0 && (now & kWholeGroup) != 0;
       const uint32_t groups = __ballot_sync(0xffffffff, starts_group);
+      if (__any_sync(0xffffffff, (now & kWrittenNow) != 0)) AwaitKernelBefore();
       if (lane == 0) {
         ExpectBytes(full, __popc(groups) * Tile::kGroupBytes + (brings_rows ? kRowsBytes : 0));
         if (brings_rows) {
-          CopyBulk(block_.rows + place_.at * kRowsBytes, token_rows + s * kStageTokens, kRowsBytes,
-                   full);
+          const uint32_t rows = block_.rows + place_.at * kRowsBytes;
+          CopyBulk(rows, token_rows + s * kStageTokens, kStageTokens * 4, full);
+          CopyBulk(rows + kStageTokens * 4, stages + s, sizeof(PlanStage), full);
         }
       }
       __syncwarp();
@@ -83,8 +87,6 @@ class TensorStream {
   }
 
  private:
-  static constexpr int kRowsBytes = kStageTokens * 4;
-
   // The tokens of the groups that are not whole, a lane has one of the warp's.
   __device__ void Gather(uint32_t side, int kv_rows, uint32_t groups, int head_row, uint64_t once,
                          uint64_t again) const {

@@ -44,6 +44,9 @@ struct Barriers {
   uint64_t queries;  // passed once the first unit's queries are there
 };
 
+// Beside a stage: who sees its tokens, one by one and, where the kernel asks for it, together.
+constexpr int kRowsBytes = kStageTokens * 4 + static_cast<int>(sizeof(PlanStage));
+
 // Shared memory, from its start: stages (K, then V), token rows of each stage, `room` for queries
 // and later the states that are merged, units, barriers.
 template <int kHeadDim>
@@ -51,7 +54,7 @@ struct SharedLayout {
   using G = Geometry<kHeadDim>;
   explicit __host__ __device__ SharedLayout(int num_stages, int room_bytes)
       : rows(num_stages * G::kStageBytes),
-        room(rows + num_stages * kStageTokens * 4),
+        room(rows + num_stages * kRowsBytes),
         units(room + room_bytes),
         barriers(units + kUnitSlots * static_cast<int>(sizeof(Unit))),
         bytes(barriers + static_cast<int>(sizeof(Barriers))) {}
@@ -156,6 +159,8 @@ __device__ inline void PrefetchTokensAhead(const int32_t* kv_rows, const uint32_
 }
 
 // Claims units, hands them to the other warps and calls `fill(unit)` for each. One warp of a block.
+// Units and token lists were there before any kernel of the step began, and so was KV that is not
+// kWrittenNow: `fill` may copy these before the kernel before has ended.
 template <typename Fill>
 __device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p, const Fill& fill) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -165,13 +170,9 @@ __device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p,
   for (int index = static_cast<int>(blockIdx.x);;) {
     Unit unit = {};
     unit.kv_head = -1;
-    int claimed = 0;
     if (index < num_units) {
       unit.partition = units[index / p.plan.num_kv_heads];
       unit.kv_head = index % p.plan.num_kv_heads;
-      // Until here only what was copied before any kernel of the step is read.
-      AwaitKernelBefore();
-      if (lane == 0) claimed = atomicAdd(&p.plan.claims[0], 1);
     }
     BarrierWait(SharedAddress(&block.barriers->unit_empty[slot.at]), slot.lap ^ 1);
     if (lane == 0) {
@@ -181,6 +182,10 @@ __device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p,
     slot.Next(kUnitSlots);
     if (unit.kv_head < 0) break;
     fill(unit);
+    // Consumers have a ring of stages to take until the next unit is known.
+    AwaitKernelBefore();
+    int claimed = 0;
+    if (lane == 0) claimed = atomicAdd(&p.plan.claims[0], 1);
     index = static_cast<int>(gridDim.x) + __shfl_sync(0xffffffff, claimed, 0);
   }
   AwaitKernelBefore();  // a block without a unit has not yet

@@ -37,11 +37,21 @@ __device__ inline void ProductsSeeCopies() {
 // of 128 bytes: chunk c of row r at chunk c ^ r. Distances in bytes, between atoms: `across` of 64
 // columns to the next, `along` of 8 rows to the next. `address` is that of an atom, or up to 96
 // bytes further.
-__device__ inline uint64_t SharedOperand(uint32_t address, int across, int along) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  return kSwizzle128 | (uint64_t{address & 0x3ffff} >> 4) |
-         static_cast<uint64_t>(across >> 4) << 16 | static_cast<uint64_t>(along >> 4) << 32;
-}
+class SharedOperand {
+ public:
+  __device__ SharedOperand(uint32_t address, int across, int along)
+      : low_(address >> 4 | static_cast<uint32_t>(across >> 4) << 16),
+        high_(kSwizzle128 | static_cast<uint32_t>(along >> 4)) {}
+  // The operand `bytes` further.
+  __device__ uint64_t At(int bytes) const {
+    return uint64_t{high_} << 32 | (low_ + static_cast<uint32_t>(bytes >> 4));
+  }
+
+ private:
+  static constexpr uint32_t kSwizzle128 = 1 << 30;
+  uint32_t low_;
+  uint32_t high_;
+};
 
 #define ESPALIER_TILE(sum, i) "+f"(sum[i][0]), "+f"(sum[i][1]), "+f"(sum[i][2]), "+f"(sum[i][3])
 #define ESPALIER_TILES_8(sum, i)                                                       \

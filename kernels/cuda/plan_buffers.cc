@@ -133,8 +133,12 @@ class BlockWriter {
         .targets_at = static_cast<int32_t>(layout_.targets + partition.target_begin),
         .stages_at =
             static_cast<int32_t>(layout_.stages + num_tokens_ / kStageTokens * kStageWords)};
-    constexpr PlanStage kUnseen = {
-        .some_begin = kNoRow, .some_end = 0, .all_begin = 0, .all_end = kNoRow};
+    constexpr PlanStage kUnseen = {.some_begin = kNoRow,
+                                   .some_end = 0,
+                                   .all_begin = 0,
+                                   .all_end = kNoRow,
+                                   .has_gathered = 0,
+                                   .unused = 0};
     std::fill_n(stages_ + num_tokens_ / kStageTokens, num_stages, kUnseen);
     groups_begin_ = num_tokens_;
     rest_begin_ = num_tokens_ + in_groups;

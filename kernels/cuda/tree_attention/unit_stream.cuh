@@ -46,6 +46,7 @@ struct Barriers {
 
 // Beside a stage: who sees its tokens, one by one and, where the kernel asks for it, together.
 constexpr int kRowsBytes = kStageTokens * 4 + static_cast<int>(sizeof(PlanStage));
+constexpr int kRoomAlignment = 256;
 
 // Shared memory, from its start: stages (K, then V), token rows of each stage, `room` for queries
 // and later the states that are merged, units, barriers.
@@ -54,7 +55,8 @@ struct SharedLayout {
   using G = Geometry<kHeadDim>;
   explicit __host__ __device__ SharedLayout(int num_stages, int room_bytes)
       : rows(num_stages * G::kStageBytes),
-        room(rows + num_stages * kRowsBytes),
+        room((rows + num_stages * kRowsBytes + kRoomAlignment - 1) / kRoomAlignment *
+             kRoomAlignment),
         units(room + room_bytes),
         barriers(units + kUnitSlots * static_cast<int>(sizeof(Unit))),
         bytes(barriers + static_cast<int>(sizeof(Barriers))) {}

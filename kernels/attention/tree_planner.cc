@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <utility>
 
@@ -96,7 +97,7 @@ struct TreePlanner::Impl {
   int64_t CostOfTiles() const;
   void TakeFinerTilesInsteadOfCutting();
   void CutTiles();
-  void CutTile(const Tile& tile);
+  void CutTile(const Tile& tile, int64_t share);
 
   // KV-guided variants: runs of KV first, then the rows that see each.
   void PlanNodes(bool chunked);
@@ -338,26 +339,28 @@ void TreePlanner::Impl::TakeFinerTilesInsteadOfCutting() {
   }
 }
 
+// All tiles at the same cost from their roots on: pieces that read the same KV, which begin together,
+// then read it at the same time.
 void TreePlanner::Impl::CutTiles() {
-  for (const Tile& tile : tiles) CutTile(tile);
+  int64_t share = 0;
+  for (const Tile& tile : tiles) share = std::max(share, CeilDiv(tile.cost, tile.pieces));
+  for (const Tile& tile : tiles) {
+    if (getenv("EXP_ALIGN") == nullptr) share = CeilDiv(tile.cost, tile.pieces);
+    CutTile(tile, share);
+  }
 }
 
-void TreePlanner::Impl::CutTile(const Tile& tile) {
-  if (tile.pieces == 1) {
-    AddPartition(tile.entry_begin, tile.entry_end);
-    return;
-  }
+void TreePlanner::Impl::CutTile(const Tile& tile, int64_t share) {
   int32_t begin = tile.entry_begin;
   int64_t cost = 0;
-  int64_t cut = 1;
+  int64_t cut = share;
   for (int32_t e = tile.entry_begin; e < tile.entry_end; ++e) {
     const int64_t entry_cost = Cost(plan.entries[e]);
-    // Cut before the entry whose middle lies beyond the even share.
-    if (cut < tile.pieces && e > begin &&
-        (2 * cost + entry_cost) * tile.pieces > 2 * tile.cost * cut) {
+    // Cut before the entry whose middle lies beyond the share.
+    if (cut < tile.cost && e > begin && 2 * cost + entry_cost > 2 * cut) {
       AddPartition(begin, e);
       begin = e;
-      ++cut;
+      cut += share;
     }
     cost += entry_cost;
   }

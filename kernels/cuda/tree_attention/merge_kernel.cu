@@ -25,7 +25,10 @@ struct alignas(4 * kColumns) Columns {
   float at[kColumns];
 };
 
-// The merged columns of the lane, up to 32 states at a time.
+// The merged columns of the lane. So many states at a time are asked for at once, before their
+// shares are known.
+constexpr int kStates = 16;
+
 template <int kHeadDim>
 __device__ Columns<kHeadDim / 32> MergeRow(const AttentionArguments& p, const PlanMergeRow& row,
                                            int head) {
@@ -35,25 +38,32 @@ __device__ Columns<kHeadDim / 32> MergeRow(const AttentionArguments& p, const Pl
   Columns<kColumns> sum = {};
   float highest = -INFINITY;
   float total = 0;
-  for (int begin = 0; begin < row.count; begin += 32) {
-    const int count = min(32, row.count - begin);
+  for (int begin = 0; begin < row.count; begin += kStates) {
+    const int count = min(kStates, row.count - begin);
     const int64_t state =
         lane < count ? int64_t{__ldg(partials + begin + lane)} * p.plan.num_heads + head : 0;
     const float lse = lane < count ? p.plan.partial_lse[state] : -INFINITY;
+    Columns<kColumns> columns[kStates];
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) {
+      const int64_t from = __shfl_sync(0xffffffff, state, i);
+      columns[i] = {};
+      if (i < count) {
+        columns[i] =
+            reinterpret_cast<const Columns<kColumns>*>(p.plan.partial_out + from * kHeadDim)[lane];
+      }
+    }
     const float new_highest = fmaxf(highest, WarpMax(lse));
     const float factor = Exp2(highest - new_highest);
     const float weight = Exp2(lse - new_highest);
     highest = new_highest;
     total = total * factor + WarpSum(weight);
     for (float& column : sum.at) column *= factor;
-#pragma unroll 8
-    for (int i = 0; i < count; ++i) {
-      const int64_t from = __shfl_sync(0xffffffff, state, i);
-      const float share = __shfl_sync(0xffffffff, weight, i);
-      const auto columns =
-          reinterpret_cast<const Columns<kColumns>*>(p.plan.partial_out + from * kHeadDim)[lane];
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) sum.at[c] = fmaf(share, columns.at[c], sum.at[c]);
+    for (int i = 0; i < kStates; ++i) {
+      const float share = __shfl_sync(0xffffffff, weight, i);
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) sum.at[c] = fmaf(share, columns[i].at[c], sum.at[c]);
     }
   }
   for (float& column : sum.at) column /= total;

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstdlib>
 #include <limits>
 #include <utility>
 
@@ -339,17 +338,18 @@ void TreePlanner::Impl::TakeFinerTilesInsteadOfCutting() {
   }
 }
 
-// All tiles at the same cost from their roots on: pieces that read the same KV, which begin together,
-// then read it at the same time.
+// kDefault cuts all tiles at the same cost from their roots on: pieces that read the same KV then
+// begin together and keep in step, and caches serve the second.
 void TreePlanner::Impl::CutTiles() {
-  int64_t share = 0;
-  for (const Tile& tile : tiles) share = std::max(share, CeilDiv(tile.cost, tile.pieces));
+  int64_t largest = 0;
+  for (const Tile& tile : tiles) largest = std::max(largest, CeilDiv(tile.cost, tile.pieces));
+  const bool in_step = plan.options.variant == AttentionVariant::kDefault;
   for (const Tile& tile : tiles) {
-    if (getenv("EXP_ALIGN") == nullptr) share = CeilDiv(tile.cost, tile.pieces);
-    CutTile(tile, share);
+    CutTile(tile, in_step ? largest : CeilDiv(tile.cost, tile.pieces));
   }
 }
 
+// In pieces of a cost of about `share`.
 void TreePlanner::Impl::CutTile(const Tile& tile, int64_t share) {
   int32_t begin = tile.entry_begin;
   int64_t cost = 0;

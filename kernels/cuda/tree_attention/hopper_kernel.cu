@@ -204,6 +204,7 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
     if (unit.kv_head < 0) break;
     const WarpTile group = TileOfGroup(warp / 4, unit.partition.num_rows * heads);
     const WarpTile tile = TileOfWarp(group, warp % 4);
+    const RowTargets targets(p, unit, tile);
     LoadQueries<T, kHeadDim>(p, unit, tile, room);
     QueriesCame(block, &first_queries);
     RowsInFlight<T, kHeadDim> rows(block, tile, room, p.scale_log2);
@@ -228,7 +229,7 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
       MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile,
                           &rows.state());
     }
-    if (tile.way == 0) StoreRows<T, kHeadDim>(p, unit, tile, rows.state());
+    if (tile.way == 0) StoreRows<T>(p, targets, rows.state());
     LeaveUnit(block, &slot);
   }
 }
@@ -250,7 +251,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (warp < kConsumers) {
     TakeRegisters<kConsumerRegisters>();
-    AwaitKernelBefore();
     Consume<T>(block, layout, p);
     return;
   }

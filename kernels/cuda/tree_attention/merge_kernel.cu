@@ -42,6 +42,7 @@ __device__ Columns<kHeadDim / 32> MergeRow(const AttentionArguments& p, const Pl
     const int count = min(kStates, row.count - begin);
     const int64_t state =
         lane < count ? int64_t{__ldg(partials + begin + lane)} * p.plan.num_heads + head : 0;
+    AwaitKernelBefore();  // until here only the plan is read
     const float lse = lane < count ? p.plan.partial_lse[state] : -INFINITY;
     Columns<kColumns> columns[kStates];
 #pragma unroll
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warps = static_cast<int>(gridDim.x) * (kThreads / 32);
   LetDependentsStart();
-  AwaitKernelBefore();
+  // Warps without a row leave at once, and make room for the next kernel.
   for (int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x) / 32; i < count; i += warps) {
     const PlanMergeRow row = rows[i / p.plan.num_heads];
     const int head = i % p.plan.num_heads;

@@ -93,6 +93,7 @@ __device__ void LoadQueries(const AttentionArguments& p, const Unit& unit, const
     const int row = tile.row_begin + i * kRowsAtOnce + lane / G::kChunks;
     from[i] = row < tile.row_end ? RowPlace(p, unit, row).OutRow(p) : -1;
   }
+  AwaitKernelBefore();
 #pragma unroll
   for (int i = 0; i < kTimes; ++i) {
     CopyAsync16(queries + RowTile<kHeadDim>::Offset(i * kRowsAtOnce + lane / G::kChunks, chunk),
@@ -257,24 +258,37 @@ __device__ inline void TransposeQuad(uint32_t (&x)[4]) {
   }
 }
 
+// Where a lane's rows g and g + 8 go.
+struct RowTargets {
+  __device__ RowTargets(const AttentionArguments& p, const Unit& unit, const WarpTile& tile) {
+    const auto* words = reinterpret_cast<const int32_t*>(p.plan.header);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = tile.row_begin + half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
+      target[half] = kTargetUntouched;
+      out_row[half] = 0;
+      if (row >= tile.row_end) continue;
+      const RowPlace place(p, unit, row);
+      target[half] = __ldg(words + unit.partition.targets_at + place.index);
+      const int of = target[half] >= 0 ? target[half] : place.query;
+      out_row[half] = int64_t{of} * p.plan.num_heads + place.head;
+    }
+  }
+  int target[2];
+  int64_t out_row[2];  // of the output, or of the partial states
+};
+
 // Divides, and writes the warp's rows to the output or to their partial states. Whole warp.
 template <typename T, int kHeadDim>
-__device__ void StoreRows(const AttentionArguments& p, const Unit& unit, const WarpTile& tile,
+__device__ void StoreRows(const AttentionArguments& p, const RowTargets& targets,
                           const WarpState<kHeadDim>& state) {
   using G = Geometry<kHeadDim>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const auto* words = reinterpret_cast<const int32_t*>(p.plan.header);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float sum = QuadSum(state.sum[half]);
-    const int row = tile.row_begin + half * 8 + lane / 4;
-    int target = kTargetUntouched;
-    int64_t out_row = 0;
-    if (row < tile.row_end) {
-      const RowPlace place(p, unit, row);
-      target = __ldg(words + unit.partition.targets_at + place.index);
-      out_row = target >= 0 ? int64_t{target} * p.plan.num_heads + place.head : place.OutRow(p);
-    }
+    const int target = targets.target[half];
+    const int64_t out_row = targets.out_row[half];
     const float factor = 1.0f / sum;
     if (target >= 0) {
       float* out = p.plan.partial_out + out_row * kHeadDim + lane % 4 * 2;

@@ -123,7 +123,7 @@ __device__ void Consume(const BlockState& block, const AttentionArguments& p) {
     if (tile.ways > 1) {
       MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile, &state);
     }
-    if (tile.way == 0) StoreRows<T, kHeadDim>(p, unit, tile, state);
+    if (tile.way == 0) StoreRows<T>(p, RowTargets(p, unit, tile), state);
     LeaveUnit(block, &slot);
   }
 }

@@ -15,7 +15,7 @@ namespace espalier::cuda {
 constexpr int kMostStages = 8;
 constexpr int kUnitSlots = 4;
 // So many stages are asked for before the first queries have come: those would queue behind more.
-constexpr int kFirstStages = 2;
+constexpr int kFirstStages = 3;
 // The token lists are asked into L2 this many stages ahead of the one at hand.
 constexpr int kPrefetchStages = 16;
 constexpr int kLineTokens = 32;  // of a list, in a line of the cache

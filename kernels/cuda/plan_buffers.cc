@@ -268,7 +268,6 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
 
   const BlockLayout layout(tree_plan);
   const size_t states = tree_plan.stats.partial_rows * plan.num_heads;
-  const bool first = impl.claims.empty();
   if (!impl.Reserve(impl.staging, layout.bytes()) || !impl.Reserve(impl.block, layout.bytes()) ||
       !impl.Reserve(impl.token_kv_rows, most_tokens * sizeof(int32_t)) ||
       !impl.Reserve(impl.token_rows, most_tokens * sizeof(uint32_t)) ||
@@ -277,7 +276,6 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
       !impl.Reserve(impl.claims, 2 * sizeof(int32_t))) {
     return false;
   }
-  if (first) FillDevice(impl.ctx, impl.claims.As<void>(), 0, impl.claims.bytes());
 
   plan.header = impl.block.As<PlanHeader>();
   plan.token_kv_rows = impl.token_kv_rows.As<int32_t>();
@@ -303,6 +301,8 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
                    .token_kv_rows = impl.token_kv_rows.As<int32_t>(),
                    .token_rows = impl.token_rows.As<uint32_t>()},
                   cuda::StreamOf(impl.ctx)));
+  // Also keeps a kernel that comes next from starting early, for it would read the token lists.
+  FillDevice(impl.ctx, impl.claims.As<void>(), 0, impl.claims.bytes());
   return true;
 }
 

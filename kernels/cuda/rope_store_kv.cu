@@ -3,6 +3,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/tree_attention/dependent_launch.cuh"
 
 namespace espalier::kernels::cuda {
 namespace {
@@ -47,6 +48,8 @@ __device__ T Storable(float value, bool* bad) {
 // Grid: (rows, q heads and kv heads / kHeads). Block: (head_dim / 2, kHeads).
 template <typename T>
 __global__ void RopeStoreKvKernel(const RopeArguments<T> p) {
+  // Attention that comes next may begin with KV of earlier steps.
+  espalier::cuda::LetDependentsStart();
   const int64_t row = blockIdx.x;
   const int head = static_cast<int>(blockIdx.y * kHeads + threadIdx.y);
   const int kv_head = head - p.num_heads;

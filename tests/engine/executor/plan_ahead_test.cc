@@ -16,7 +16,8 @@ using testing::Rng;
 
 bool operator==(const PlanEntry& a, const PlanEntry& b) {
   return a.page == b.page && a.first_slot == b.first_slot && a.count == b.count &&
-         a.rows == b.rows && a.slot_rows == b.slot_rows;
+         a.rows == b.rows && a.slot_rows == b.slot_rows && a.read_again == b.read_again &&
+         a.written_now == b.written_now;
 }
 bool operator==(const PlanPartition& a, const PlanPartition& b) {
   return a.rows == b.rows && a.entry_begin == b.entry_begin && a.entry_end == b.entry_end &&

@@ -103,6 +103,23 @@ void CheckEntries(const TreePlan& plan) {
   EXPECT_EQ(plan.stats.read_kv_tokens, read);
 }
 
+// Slots that a kernel before the attention may still be writing: those of the queries' own tokens.
+void CheckWrittenNow(const TreeShape& shape, const TreePlan& plan) {
+  std::set<int64_t> own;
+  for (int i = 0; i < shape.num_queries(); ++i) {
+    const int node = shape.query_node[i];
+    const int slot = shape.first_slot[node] + shape.query_offset[i];
+    const int32_t page = shape.page_ids[shape.page_begin[node] + slot / shape.page_size];
+    own.insert(int64_t{page} * shape.page_size + slot % shape.page_size);
+  }
+  for (const PlanEntry& entry : plan.entries) {
+    for (int s = 0; s < entry.count; ++s) {
+      const int64_t slot = int64_t{entry.page} * plan.page_size + entry.first_slot + s;
+      ASSERT_TRUE(entry.written_now || !own.contains(slot)) << "slot " << slot;
+    }
+  }
+}
+
 // A row is written by one partition alone, or merged from all that touch it, in plan order.
 void CheckTargets(const TreePlan& plan) {
   std::map<int32_t, std::vector<int32_t>> partials_of_row;
@@ -158,6 +175,7 @@ void CheckPlan(const TreePlan& plan, const TreeShape& shape) {
   EXPECT_EQ(plan.stats.unique_kv_tokens, static_cast<int64_t>(slots.size()));
 
   CheckEntries(plan);
+  CheckWrittenNow(shape, plan);
   CheckTargets(plan);
   std::vector<int32_t> order = plan.run_order;
   std::sort(order.begin(), order.end());
@@ -226,6 +244,17 @@ TEST(TreePlanVariants, ReadWhatTheyPromise) {
   }
   // Two tiles of 10 rows: only the root is read twice.
   EXPECT_EQ(read(AttentionVariant::kDefault, 10), unique + 1000);
+}
+
+// All else may be read before the kernel before has ended.
+TEST(TreePlanVariants, OnlyTheLastPageOfALeafIsWrittenNow) {
+  TreePlanner planner;
+  for (const AttentionVariant variant : kAllVariants) {
+    const TreePlan& plan = planner.Plan(FewShot(1000, 20, 50), {.variant = variant});
+    int written = 0;
+    for (const PlanEntry& entry : plan.entries) written += entry.written_now;
+    EXPECT_EQ(written, 20);
+  }
 }
 
 TEST(TreePlanVariants, DefaultSpillsNothingOnOneWorkerAndLittleOnMany) {

@@ -86,9 +86,9 @@ TEST_P(CudaTreeAttention, EveryVariantEqualsTheDefinition) {
   const std::unique_ptr<Context> ctx = OpenContext(dtype, &why_not);
   if (ctx == nullptr) GTEST_SKIP() << why_not;
 
-  constexpr int kPageSizes[] = {16, 32, 64};
+  constexpr int kPageSizes[] = {4, 16, 32, 64};
   constexpr int kNumKinds = static_cast<int>(std::size(kAllForestKinds));
-  constexpr int kNumProblems = 3 * kNumKinds;
+  constexpr int kNumProblems = static_cast<int>(std::size(kPageSizes)) * kNumKinds;
   std::vector<std::unique_ptr<DeviceProblem>> problems(kNumProblems);
   ctx->pool().Run(kNumProblems, [&, dtype = dtype, head_dim = head_dim, group_size = group_size](
                                     int i, int /*worker*/) {

@@ -35,7 +35,7 @@ enum class AttentionVariant {
 // What balances workers, in units of one packed row against one KV token.
 struct PlanCost {
   int token = 8;             // to bring in one KV token, however many rows see it
-  int64_t min_piece = 4096;  // a tile is not cut into pieces below this
+  int64_t min_piece = 4096;  // a tile has no more pieces than of so much each
   // To combine partial states at all. Not 0: kDefault takes tiles of fewer rows instead of cutting
   // where that is cheaper, though they read more.
   int64_t merge = 0;

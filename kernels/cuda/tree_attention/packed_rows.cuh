@@ -35,8 +35,7 @@ struct RowTile {
 };
 
 // The online softmax of a warp's 16 rows: of each lane's rows g and g + 8 the highest score so far
-// and the lane's share of the denominator, both in log2 units, and the output before division. The
-// highest lags behind by up to kRise.
+// and the lane's share of the denominator, both in log2 units, and the output before division.
 template <int kHeadDim>
 struct WarpState {
   // What a warp hands over when it merges: its accumulators, two maxima and two sums a lane.

@@ -29,7 +29,7 @@ class TensorStream {
   static constexpr uint32_t kAllGroups = 0x01010101;  // the first lane of each
 
  public:
-  // `side` is K or V as `map` describes it.
+  // `map` describes K or V, as `is_key` says which.
   __device__ TensorStream(const BlockState& block, const AttentionArguments& p,
                           const CUtensorMap& map, bool is_key, int first_token)
       : block_(block), p_(p), map_(map), is_key_(is_key), first_token_(first_token) {}

@@ -18,6 +18,8 @@ void TreeAttention(const Context& ctx, const TreeAttentionParams& p) {
   ESPALIER_CHECK(p.kv.page_size == plan.page_size);
   ESPALIER_CHECK(p.kv.num_pages >= plan.num_pages);
   ESPALIER_CHECK(p.kv.dtype == ctx.activation_dtype());
+  // A row that stands for padding lies beyond.
+  ESPALIER_CHECK(int64_t{p.kv.num_pages} * p.kv.num_kv_heads * p.kv.page_size <= kKvRowMask);
 
   const CudaState& state = ctx.cuda();
   const espalier::cuda::AttentionDevice device = {.num_sms = state.num_sms,

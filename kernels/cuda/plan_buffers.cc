@@ -45,7 +45,7 @@ class BlockLayout {
  public:
   explicit BlockLayout(const TreePlan& plan)
       : header(Place<PlanHeader>(1)),
-        units(Place<PlanUnit>(plan.partitions.size())),
+        records(Place<PlanRecord>(plan.partitions.size())),
         // Each partition's padding is one more.
         entries(Place<PlanEntryRecord>(plan.entries.size() + plan.partitions.size())),
         stages(Place<PlanStage>(plan.stats.read_kv_tokens / kStageTokens + plan.partitions.size())),
@@ -71,7 +71,7 @@ class BlockLayout {
 
  public:
   const int64_t header;
-  const int64_t units;
+  const int64_t records;
   const int64_t entries;
   const int64_t stages;
   const int64_t slot_rows;
@@ -92,8 +92,11 @@ class BlockWriter {
         .num_partitions = plan_.num_partitions(),
         .num_merge_rows = static_cast<int32_t>(plan_.merge_rows.size()),
         .merge_rows_at = static_cast<int32_t>(layout_.merge_rows)};
-    PlanUnit* unit = At<PlanUnit>(layout_.units);
-    for (const int32_t index : plan_.run_order) *unit++ = WritePartition(plan_.partitions[index]);
+    record_ = At<PlanRecord>(layout_.records);
+    for (const int32_t index : plan_.run_order) {
+      WritePartition(plan_.partitions[index]);
+      ++record_;
+    }
     Copy(plan_.slot_rows, layout_.slot_rows);
     Copy(plan_.query_of_row, layout_.queries);
     Copy(plan_.row_targets, layout_.targets);
@@ -101,8 +104,8 @@ class BlockWriter {
     WriteMergeRows();
   }
   // Of the entries that were written.
-  int num_records() const {
-    return static_cast<int>(record_ - At<PlanEntryRecord>(layout_.entries));
+  int num_entries() const {
+    return static_cast<int>(entry_ - At<PlanEntryRecord>(layout_.entries));
   }
 
  private:
@@ -115,7 +118,7 @@ class BlockWriter {
     if (!from.empty()) std::memcpy(words_ + word, from.data(), from.size() * sizeof(T));
   }
 
-  PlanUnit WritePartition(const PlanPartition& partition) {
+  void WritePartition(const PlanPartition& partition) {
     ESPALIER_CHECK((partition.rows.end - partition.rows.begin) * plan_.options.group_size <=
                    kMostPackedRows);
     int64_t in_groups = 0;
@@ -125,7 +128,7 @@ class BlockWriter {
       num_tokens += plan_.entries[e].count;
     }
     const int64_t num_stages = (num_tokens + kStageTokens - 1) / kStageTokens;
-    const PlanUnit unit = {
+    record_->unit = {
         .token_begin = static_cast<int32_t>(num_tokens_),
         .num_stages = static_cast<int32_t>(num_stages),
         .num_rows = partition.rows.end - partition.rows.begin,
@@ -138,16 +141,17 @@ class BlockWriter {
                                    .all_begin = 0,
                                    .all_end = kNoRow,
                                    .has_gathered = 0,
-                                   .unused = 0};
+                                   .has_causal = 0};
     std::fill_n(stages_ + num_tokens_ / kStageTokens, num_stages, kUnseen);
     groups_begin_ = num_tokens_;
     rest_begin_ = num_tokens_ + in_groups;
     for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e) {
       WriteEntry(plan_.entries[e], partition.rows.begin);
     }
+    record_->num_start_stages =
+        static_cast<int32_t>(std::min<int64_t>(kStartStages, in_groups / kStageTokens));
     num_tokens_ += num_stages * kStageTokens;
     if (rest_begin_ < num_tokens_) WritePadding(num_tokens_ - rest_begin_);
-    return unit;
   }
 
   void WriteEntry(const PlanEntry& entry, int32_t first_row) {
@@ -155,9 +159,10 @@ class BlockWriter {
       return static_cast<uint32_t>((row - first_row) * plan_.options.group_size);
     };
     const int64_t kv_rows_of_page = int64_t{plan_.options.num_kv_heads} * plan_.page_size;
-    *record_++ = {.kv_row = static_cast<int32_t>(entry.page * kv_rows_of_page + entry.first_slot) |
-                            (entry.read_again ? kReadAgain : 0) |
-                            (entry.written_now ? kWrittenNow : 0),
+    const int32_t kv_row = static_cast<int32_t>(entry.page * kv_rows_of_page + entry.first_slot) |
+                           (entry.read_again ? kReadAgain : 0) |
+                           (entry.written_now ? kWrittenNow : 0);
+    *entry_++ = {.kv_row = kv_row,
                   .groups_begin = static_cast<int32_t>(groups_begin_),
                   .rest_begin = static_cast<int32_t>(rest_begin_),
                   .count = entry.count,
@@ -174,17 +179,23 @@ class BlockWriter {
         stage.all_begin = std::max(stage.all_begin, entry.slot_rows < 0 ? rows_begin : kNoRow);
         stage.all_end = std::min(stage.all_end, rows_end);
         stage.has_gathered |= gathered ? 1 : 0;
+        stage.has_causal |= entry.slot_rows >= 0 ? 1 : 0;
       }
       *begin += count;
     };
     const int in_groups = entry.count / kGroupTokens * kGroupTokens;
+    for (int i = 0; i < in_groups; i += kGroupTokens) {
+      const int64_t group = (groups_begin_ + i - num_tokens_) / kGroupTokens;
+      if (group >= std::ssize(record_->group_kv_rows)) break;
+      record_->group_kv_rows[group] = (kv_row | kWholeGroup) + i;
+    }
     if (in_groups > 0) see(&groups_begin_, in_groups, /*gathered=*/false);
     if (in_groups < entry.count) see(&rest_begin_, entry.count - in_groups, /*gathered=*/true);
   }
 
   // Of a partition's last stage.
   void WritePadding(int64_t count) {
-    *record_++ = {
+    *entry_++ = {
         .kv_row = kAbsentToken,
         .groups_begin = static_cast<int32_t>(rest_begin_),
         .rest_begin = static_cast<int32_t>(rest_begin_ + count / kGroupTokens * kGroupTokens),
@@ -209,7 +220,8 @@ class BlockWriter {
   const BlockLayout& layout_;
   int32_t* words_;
   PlanStage* stages_ = At<PlanStage>(layout_.stages);
-  PlanEntryRecord* record_ = At<PlanEntryRecord>(layout_.entries);
+  PlanRecord* record_ = nullptr;  // of the partition
+  PlanEntryRecord* entry_ = At<PlanEntryRecord>(layout_.entries);
   int64_t num_tokens_ = 0;
   int64_t groups_begin_ = 0;  // where the partition's next whole groups go,
   int64_t rest_begin_ = 0;    // and its other tokens
@@ -268,7 +280,12 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
 
   const BlockLayout layout(tree_plan);
   const size_t states = tree_plan.stats.partial_rows * plan.num_heads;
-  if (!impl.Reserve(impl.staging, layout.bytes()) || !impl.Reserve(impl.block, layout.bytes()) ||
+  // Blocks read a record before they know whether there is one.
+  const size_t readable_bytes =
+      sizeof(PlanHeader) +
+      (tree_plan.num_partitions() + impl.ctx.cuda().num_sms + 1) * sizeof(PlanRecord);
+  if (!impl.Reserve(impl.staging, layout.bytes()) ||
+      !impl.Reserve(impl.block, std::max(layout.bytes(), readable_bytes)) ||
       !impl.Reserve(impl.token_kv_rows, most_tokens * sizeof(int32_t)) ||
       !impl.Reserve(impl.token_rows, most_tokens * sizeof(uint32_t)) ||
       !impl.Reserve(impl.partial_out, states * plan.head_dim * sizeof(float)) ||
@@ -285,6 +302,8 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
   plan.claims = impl.claims.As<int32_t>();
   plan.has_partials = states > 0;
   plan.num_kv_heads = options.num_kv_heads;
+  plan.group_size = options.group_size;
+  plan.group_inverse = 65536 / options.group_size + 1;
   plan.page_size = tree_plan.page_size;
   plan.num_pages = tree_plan.num_pages;
 
@@ -295,7 +314,7 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
   cuda::Check(impl.ctx, "ExpandTokens",
               cuda::ExpandTokens(
                   {.entries = reinterpret_cast<const PlanEntryRecord*>(words + layout.entries),
-                   .num_entries = writer.num_records(),
+                   .num_entries = writer.num_entries(),
                    .slot_rows = reinterpret_cast<const RowInterval*>(words + layout.slot_rows),
                    .group_size = options.group_size,
                    .token_kv_rows = impl.token_kv_rows.As<int32_t>(),

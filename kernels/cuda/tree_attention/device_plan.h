@@ -41,6 +41,16 @@ struct alignas(32) PlanUnit {
   int32_t stages_at;    // word of the first stage's PlanStage
 };
 
+// With what a block asks for as soon as it starts: the KV rows of the first groups, as far as the first
+// stages are of whole groups.
+inline constexpr int kStartStages = 3;
+struct alignas(32) PlanRecord {
+  PlanUnit unit;
+  int32_t num_start_stages;
+  int32_t unused[7];
+  int32_t group_kv_rows[kStartStages * kStageTokens / kGroupTokens];
+};
+
 // What a kernel need not find out from each of a stage's tokens. Packed rows.
 struct alignas(16) PlanStage {
   uint16_t some_begin;  // no other rows see any of the tokens
@@ -48,7 +58,7 @@ struct alignas(16) PlanStage {
   uint16_t all_begin;  // these rows see all of them; begin above end: none do
   uint16_t all_end;
   uint32_t has_gathered;  // some of the tokens are of no whole group
-  uint32_t unused;
+  uint32_t has_causal;    // the tokens of some group are not seen by the same rows
 };
 
 // A run of slots of one page and the packed rows that see them; or padding.
@@ -78,7 +88,7 @@ struct alignas(64) PlanHeader {
 
 // Pointers are to device memory and stay what they are until PlanBuffers::generation changes.
 struct DevicePlan {
-  const PlanHeader* header = nullptr;      // followed by [num_partitions] PlanUnit
+  const PlanHeader* header = nullptr;      // followed by [num_partitions] PlanRecord
   const int32_t* token_kv_rows = nullptr;  // [tokens] as PlanEntryRecord::kv_row, kWholeGroup
   const uint32_t* token_rows = nullptr;    // [tokens] as PlanEntryRecord::rows
   float* partial_out = nullptr;            // [partial_rows, num_heads, head_dim], normalised
@@ -90,6 +100,8 @@ struct DevicePlan {
   bool has_partials = false;
   int num_heads = 0;
   int num_kv_heads = 0;
+  int group_size = 0;     // query heads a kv head
+  int group_inverse = 0;  // row * group_inverse >> 16 is row / group_size, for a partition's rows
   int head_dim = 0;
   int page_size = 0;
   int num_pages = 0;

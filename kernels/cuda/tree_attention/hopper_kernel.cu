@@ -160,7 +160,13 @@ class RowsInFlight {
     const bool sees = SomeSee(stage, tile_);
     float factor[2] = {1, 1};
     if (sees) {
-      if (!AllSee(stage, tile_)) Mask(token_rows, tile_, score);
+      if (!AllSee(stage, tile_)) {
+        if ((stage.has_gathered | stage.has_causal) != 0) {
+          Mask(token_rows, tile_, score);
+        } else {
+          MaskGroups(token_rows, tile_, score);
+        }
+      }
       Weigh<kHeadDim>(scale_, score, &state_, factor);
     }
     if constexpr (kHolds) {
@@ -193,7 +199,6 @@ template <typename T, int kHeadDim>
 __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& layout,
                         const AttentionArguments& p) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int heads = p.plan.num_heads / p.plan.num_kv_heads;
   const uint32_t room =
       SharedAddress(block.shared + layout.room) + warp * kWarpRows * Geometry<kHeadDim>::kRowBytes;
   RingPlace place;
@@ -202,7 +207,7 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
   while (true) {
     const Unit& unit = AwaitUnit(block, slot);
     if (unit.kv_head < 0) break;
-    const WarpTile group = TileOfGroup(warp / 4, unit.partition.num_rows * heads);
+    const WarpTile group = TileOfGroup(warp / 4, unit.partition.num_rows * p.plan.group_size);
     const WarpTile tile = TileOfWarp(group, warp % 4);
     const RowTargets targets(p, unit, tile);
     LoadQueries<T, kHeadDim>(p, unit, tile, room);
@@ -245,11 +250,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) std::byte shared[];
   const SharedLayout<kHeadDim> layout(kStages<kHeadDim>, kRoomBytes<kHeadDim>);
   const BlockState block = BlockStateOf(shared, layout, kStages<kHeadDim>);
-  if (threadIdx.x == 0) InitBarriers<kProducers>(block, kConsumers);
-  __syncthreads();
-  LetDependentsStart();
+  const int first_partition = static_cast<int>(blockIdx.x) / p.plan.num_kv_heads;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (warp < kConsumers) {
+    if (threadIdx.x == 0) InitBarriers<kProducers>(block, kConsumers);
+    __syncthreads();
+    LetDependentsStart();
     TakeRegisters<kConsumerRegisters>();
     Consume<T>(block, layout, p);
     return;
@@ -259,10 +265,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool is_key = index < 2;
   TensorStream<kHeadDim> side(block, p, is_key ? keys : values, is_key,
                               /*first_token=*/index % 2 * (kStageTokens / 2));
+  side.Start(first_partition);
+  __syncthreads();
+  LetDependentsStart();
+  bool started = true;
+  const auto fill = [&](const Unit& unit) {
+    if (!started) side.Start(unit.index);
+    started = false;
+    side.Fill(unit);
+  };
   if (index == 0) {
-    ClaimUnits(block, p, [&](const Unit& unit) { side.Fill(unit); });
+    ClaimUnits(block, p, fill);
   } else {
-    FollowUnits(block, [&](const Unit& unit) { side.Fill(unit); });
+    FollowUnits(block, fill);
   }
 #endif
 }

@@ -63,10 +63,9 @@ inline constexpr int kRoomBytes = std::max(kMostPackedRows* Geometry<kHeadDim>::
 // Query index and query head of a packed row.
 struct RowPlace {
   __device__ RowPlace(const AttentionArguments& p, const Unit& unit, int row) {
-    const int group = p.plan.num_heads / p.plan.num_kv_heads;
     const auto* words = reinterpret_cast<const int32_t*>(p.plan.header);
-    index = row / group;
-    head = unit.kv_head * group + row % group;
+    index = row * p.plan.group_inverse >> 16;
+    head = (unit.kv_head - index) * p.plan.group_size + row;
     query = __ldg(words + unit.partition.queries_at + index);
   }
   __device__ int64_t OutRow(const AttentionArguments& p) const {
@@ -142,13 +141,28 @@ __device__ inline void Mask(const uint32_t* token_rows, const WarpTile& tile,
   }
 }
 
+// The same where a row sees all tokens of a group or none.
+__device__ inline void MaskGroups(const uint32_t* token_rows, const WarpTile& tile,
+                                  float (&score)[kStageTokens / 8][4]) {
+  static_assert(kGroupTokens == 8);
+  const int row = tile.row_begin + static_cast<int>(threadIdx.x) % 32 / 4;
+#pragma unroll
+  for (int i = 0; i < kStageTokens / 8; ++i) {
+    const uint32_t rows = token_rows[i * 8];
+    const int begin = static_cast<int>(rows & 0xffff);
+    const int end = static_cast<int>(rows >> 16);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool sees = row + half * 8 >= begin && row + half * 8 < end;
+      score[i][half * 2] = sees ? score[i][half * 2] : kNever;
+      score[i][half * 2 + 1] = sees ? score[i][half * 2 + 1] : kNever;
+    }
+  }
+}
+
 // Where a row has seen nothing its maximum is kNever, and any finite stand-in makes its weights 0.
 __device__ inline float Finite(float highest) { return highest == kNever ? 0.0f : highest; }
 
-__device__ inline float QuadMax(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
-}
 __device__ inline float QuadSum(float x) {
   x += __shfl_xor_sync(0xffffffff, x, 1);
   return x + __shfl_xor_sync(0xffffffff, x, 2);
@@ -159,27 +173,41 @@ __device__ inline float QuadSum(float x) {
 template <int kHeadDim>
 __device__ void Weigh(float scale, float (&score)[kStageTokens / 8][4], WarpState<kHeadDim>* state,
                       float (&factor)[2]) {
+  float highest[2] = {kNever, kNever};
+#pragma unroll
+  for (int i = 0; i < kStageTokens / 8; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      highest[half] = fmaxf(highest[half], fmaxf(score[i][half * 2], score[i][half * 2 + 1]));
+    }
+  }
+#pragma unroll
+  for (int mask = 1; mask < 4; mask *= 2) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      highest[half] = fmaxf(highest[half], __shfl_xor_sync(0xffffffff, highest[half], mask));
+    }
+  }
+  float offset[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float highest = kNever;
+    highest[half] = fmaxf(state->highest[half], highest[half] * scale);
+    offset[half] = -Finite(highest[half]);
+    factor[half] = Exp2(state->highest[half] + offset[half]);
+    state->highest[half] = highest[half];
+  }
+  float sum[2] = {0, 0};
 #pragma unroll
-    for (int i = 0; i < kStageTokens / 8; ++i) {
-      highest = fmaxf(highest, fmaxf(score[i][half * 2], score[i][half * 2 + 1]));
+  for (int i = 0; i < kStageTokens / 8; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      score[i][j] = Exp2(fmaf(score[i][j], scale, offset[j / 2]));
+      sum[j / 2] += score[i][j];
     }
-    highest = fmaxf(state->highest[half], QuadMax(highest) * scale);
-    const float offset = -Finite(highest);
-    factor[half] = Exp2(state->highest[half] + offset);
-    state->highest[half] = highest;
-    float sum = 0;
+  }
 #pragma unroll
-    for (int i = 0; i < kStageTokens / 8; ++i) {
-#pragma unroll
-      for (int j = half * 2; j < half * 2 + 2; ++j) {
-        score[i][j] = Exp2(fmaf(score[i][j], scale, offset));
-        sum += score[i][j];
-      }
-    }
-    state->sum[half] = state->sum[half] * factor[half] + sum;
+  for (int half = 0; half < 2; ++half) {
+    state->sum[half] = state->sum[half] * factor[half] + sum[half];
   }
 }
 

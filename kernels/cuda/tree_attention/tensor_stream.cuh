@@ -32,8 +32,25 @@ class TensorStream {
   // `map` describes K or V, as `is_key` says which.
   __device__ TensorStream(const BlockState& block, const AttentionArguments& p,
                           const CUtensorMap& map, bool is_key, int first_token)
-      : block_(block), p_(p), map_(map), is_key_(is_key), first_token_(first_token) {}
+      : block_(block), p_(p), map_(map), is_key_(is_key), first_token_(first_token) {
+    if (threadIdx.x % 32 == 0) PrefetchMap(map);
+  }
 
+  // Asks for what a partition's record says of its first stages.
+  __device__ void Start(int partition) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const PlanRecord& record = RecordOf(p_, partition);
+    num_known_ = __ldg(&record.num_start_stages);
+#pragma unroll
+    for (int i = 0; i < kStartStages; ++i) {
+      ahead_[i] = 0;
+      if (lane % kGroupTokens != 0) continue;
+      ahead_[i] =
+          __ldg(record.group_kv_rows + (i * kStageTokens + first_token_ + lane) / kGroupTokens);
+    }
+  }
+
+  // After Start of the unit's partition.
   __device__ void Fill(const Unit& unit) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int num_stages = unit.partition.num_stages;
@@ -48,9 +65,19 @@ class TensorStream {
 
     if (brings_rows) PrefetchFirstTokens(kv_rows, token_rows, num_stages);
     kv_rows += first_token_ + lane;
-    int now = __ldg(kv_rows);
+    if (num_known_ < kStartStages) {
+#pragma unroll
+      for (int i = 0; i < kStartStages; ++i) {
+        if (i >= num_known_ && i < num_stages) ahead_[i] = __ldg(kv_rows + i * kStageTokens);
+      }
+    }
     for (int s = 0; s < num_stages; ++s) {
-      const int next = s + 1 < num_stages ? __ldg(kv_rows + (s + 1) * kStageTokens) : 0;
+      const int now = ahead_[0];
+#pragma unroll
+      for (int i = 1; i < kStartStages; ++i) ahead_[i - 1] = ahead_[i];
+      if (s + kStartStages < num_stages) {
+        ahead_[kStartStages - 1] = __ldg(kv_rows + (s + kStartStages) * kStageTokens);
+      }
       if (s == kFirstStages) BarrierWait(SharedAddress(&block_.barriers->queries), 0);
       BarrierWait(SharedAddress(&block_.barriers->empty[place_.at]), place_.lap ^ 1);
       const uint32_t full = SharedAddress(&block_.barriers->full[place_.at]);
@@ -82,7 +109,6 @@ class TensorStream {
         PrefetchTokensAhead(kv_rows - lane, token_rows, s, num_stages);
       }
       place_.Next(block_.num_stages);
-      now = next;
     }
   }
 
@@ -115,6 +141,8 @@ class TensorStream {
   const CUtensorMap& map_;
   const bool is_key_;
   const int first_token_;
+  int ahead_[kStartStages];  // of the list, the words of the next stages
+  int num_known_;            // stages that the record tells of
   RingPlace place_;
 };
 

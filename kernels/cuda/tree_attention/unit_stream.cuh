@@ -31,8 +31,9 @@ struct Geometry {
 };
 
 // A unit as it is handed to the warps.
-struct Unit {
+struct alignas(8) Unit {
   PlanUnit partition;
+  int index;    // of the partition's record
   int kv_head;  // -1: there are no more
 };
 
@@ -126,6 +127,10 @@ __device__ void InitBarriers(const BlockState& block, int consumer_warps) {
   }
 }
 
+__device__ inline const PlanRecord& RecordOf(const AttentionArguments& p, int partition) {
+  return reinterpret_cast<const PlanRecord*>(p.plan.header + 1)[partition];
+}
+
 // The next unit. It stays in shared memory, rather than in registers, until the warp leaves it.
 __device__ inline const Unit& AwaitUnit(const BlockState& block, const RingPlace& slot) {
   BarrierWait(SharedAddress(&block.barriers->unit_full[slot.at]), slot.lap);
@@ -166,16 +171,14 @@ __device__ inline void PrefetchTokensAhead(const int32_t* kv_rows, const uint32_
 template <typename Fill>
 __device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p, const Fill& fill) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const auto* units = reinterpret_cast<const PlanUnit*>(p.plan.header + 1);
   const int num_units = p.plan.header->num_partitions * p.plan.num_kv_heads;
   RingPlace slot;
   for (int index = static_cast<int>(blockIdx.x);;) {
-    Unit unit = {};
-    unit.kv_head = -1;
-    if (index < num_units) {
-      unit.partition = units[index / p.plan.num_kv_heads];
-      unit.kv_head = index % p.plan.num_kv_heads;
-    }
+    // Asked for before it is known whether there is one: PlanBuffers leaves room to read so far.
+    const int partition = index / p.plan.num_kv_heads;
+    const Unit unit = {.partition = RecordOf(p, partition).unit,
+                       .index = partition,
+                       .kv_head = index < num_units ? index % p.plan.num_kv_heads : -1};
     BarrierWait(SharedAddress(&block.barriers->unit_empty[slot.at]), slot.lap ^ 1);
     if (lane == 0) {
       block.units[slot.at] = unit;

@@ -1,4 +1,5 @@
 set(ESPALIER_ATTENTION_SOURCES
+  attention/kv_runs.cc
   attention/row_order.cc
   attention/tree_planner.cc
   attention/tree_shape.cc

@@ -2,6 +2,7 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/attention/kv_runs.h"
 #include "kernels/attention/row_order.h"
 #include "kernels/attention/tree_plan.h"
 #include "kernels/core/check.h"
@@ -22,10 +23,6 @@ constexpr int kManyUnitsPerWorker = 8;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-RowInterval Clip(RowInterval rows, RowInterval tile) {
-  return {std::max(rows.begin, tile.begin), std::min(rows.end, tile.end)};
-}
-
 // The pieces, at least `least`, that keep workers busy when each piece runs once a kv head.
 int64_t EvenPieces(int64_t least, int num_kv_heads, int num_workers) {
   if (least * num_kv_heads >= int64_t{kManyUnitsPerWorker} * num_workers) return least;
@@ -45,42 +42,42 @@ int64_t EvenPieces(int64_t least, int num_kv_heads, int num_workers) {
   return best;
 }
 
+// The first page of the span, `from` or after, whose middle lies more than `cost` from the span's
+// begin; the span's end if there is none.
+int32_t FirstPageBeyond(const TreeShape& shape, KvSpan span, int32_t from, int64_t token_cost,
+                        int64_t cost) {
+  const int32_t begin = span.begin;
+  const int64_t too_early = begin + cost / token_cost - shape.page_size / 2 - 1;
+  if (too_early >= span.end) return span.end;
+  span.begin = from;
+  if (too_early > from) {
+    const int32_t token = static_cast<int32_t>(too_early);
+    span.begin = std::max(from, token - SlotInPage(shape, span.node, token));
+  }
+  while (span.begin < span.end) {
+    const int32_t page_end = PageEnd(shape, span);
+    if ((span.begin - begin + page_end - begin) * token_cost > 2 * cost) break;
+    span.begin = page_end;
+  }
+  return span.begin;
+}
+
 }  // namespace
 
 struct TreePlanner::Impl {
-  // Tokens [begin, end) of a node.
-  struct Span {
-    int32_t node;
-    int32_t begin;
-    int32_t end;
-  };
-  // A place in a node's pages.
-  struct PageCursor {
-    PageCursor(const TreeShape& shape, int node, int token) : page_size(shape.page_size) {
-      const int node_slot = shape.first_slot[node] + token;
-      page = shape.page_ids.data() + shape.page_begin[node] + node_slot / page_size;
-      slot = node_slot % page_size;
-    }
-    int SlotsLeft() const { return page_size - slot; }
-    // Within the page or to the start of the next.
-    void Advance(int slots) {
-      slot += slots;
-      if (slot == page_size) {
-        slot = 0;
-        ++page;
-      }
-    }
-
-    int page_size;
-    const int32_t* page;
-    int slot;
-  };
-  // A tile of rows with everything that it sees, and in how many pieces its entries are cut.
+  // A tile of rows with everything that it sees, and in how many pieces that is cut.
   struct Tile {
-    int32_t entry_begin;
-    int32_t entry_end;
+    int32_t run_begin;  // [run_begin, run_end) into tile_runs
+    int32_t run_end;
     int64_t cost;
     int64_t pieces;
+  };
+
+  // What a partition is written from.
+  struct Piece {
+    int32_t run_begin;  // [run_begin, run_end) into runs
+    int32_t run_end;
+    int64_t cost;
   };
 
   const TreePlan& Build(const TreeShape& shape, const PlanOptions& options);
@@ -90,34 +87,30 @@ struct TreePlanner::Impl {
   void TileByBranch();
   void TileBySubtree();
   void AddRows(RowInterval rows, bool may_join);
-  void EmitTiles();
-  void EmitTile(RowInterval tile);
+  void ListTiles();
+  void ListTile(RowInterval tile);
   void ChoosePieces();
   int64_t CostOfTiles() const;
+  static bool IsCut(const Tile& tile) { return tile.pieces > 1; }
   void TakeFinerTilesInsteadOfCutting();
   void CutTiles();
   void CutTile(const Tile& tile, int64_t share);
 
-  // KV-guided variants: runs of KV first, then the rows that see each.
+  // KV-guided variants: spans of KV first, then the rows that see each.
   void PlanNodes(bool chunked);
   void PlanFlat();
   void PlanSpans();
 
-  // Appends the entries of tokens [begin, end) of a node that rows of `tile` see.
-  void EmitTokens(int node, int begin, int end, RowInterval tile);
-  void EmitPlain(int node, int begin, int end, RowInterval tile);
-  void EmitDraft(int node, int begin, int end, RowInterval tile);
-  void AddEntry(const PageCursor& at, int count, RowInterval rows, int32_t slot_rows,
-                bool read_again, bool written_now);
-  bool SeenBeyond(int node, RowInterval tile) const {
-    return order.rows(node).begin < tile.begin || order.rows(node).end > tile.end;
+  int64_t TokenCost(const KvRun& run) const {
+    return plan.options.cost.token + int64_t{run.num_rows()} * plan.options.group_size;
   }
-
-  int64_t Cost(const PlanEntry& entry) const;
-  // The entries [entry_begin, entry_end) become a partition.
-  void AddPartition(int32_t entry_begin, int32_t entry_end);
+  int64_t Cost(const KvRun& run) const { return run.num_tokens() * TokenCost(run); }
+  // The runs between the piece before and run_end become a partition.
+  void AddPartition(int32_t run_end);
+  void AddPartition() { AddPartition(static_cast<int32_t>(runs.size())); }
+  void WriteEntries();
   void AssignTargets();
-  void MarkTouchedRows(PlanPartition& partition);
+  void MarkTouchedRows(const Piece& piece, PlanPartition* partition);
   void ListPartials();
   void OrderByCost();
 
@@ -127,14 +120,16 @@ struct TreePlanner::Impl {
 
   std::vector<RowInterval> row_tiles;
   std::vector<Tile> tiles;
+  std::vector<KvRun> tile_runs;
   // Of the tiling to beat, while a finer one is tried.
   std::vector<Tile> other_tiles;
-  std::vector<PlanEntry> other_entries;
+  std::vector<KvRun> other_runs;
   std::vector<RowInterval> other_slot_rows;
   std::vector<std::pair<int64_t, int32_t>> costliest;  // heap of (cost of a piece, tile)
   std::vector<int32_t> path;
-  std::vector<Span> spans;
-  std::vector<int64_t> partition_cost;
+  std::vector<KvSpan> spans;
+  std::vector<KvRun> runs;    // of all pieces, in order
+  std::vector<Piece> pieces;  // one a partition
   std::vector<int32_t> touches;       // [num_rows] partitions that touch each row
   std::vector<int32_t> merge_cursor;  // [num_rows] where the row's next partial is listed
 };
@@ -144,13 +139,13 @@ const TreePlan& TreePlanner::Impl::Build(const TreeShape& shape, const PlanOptio
   switch (options.variant) {
     case AttentionVariant::kSequence:
       TileByBranch();
-      EmitTiles();
+      ListTiles();
       ChoosePieces();
       CutTiles();
       break;
     case AttentionVariant::kDefault:
       TileBySubtree();
-      EmitTiles();
+      ListTiles();
       ChoosePieces();
       if (options.cost.merge > 0) TakeFinerTilesInsteadOfCutting();
       CutTiles();
@@ -165,6 +160,7 @@ const TreePlan& TreePlanner::Impl::Build(const TreeShape& shape, const PlanOptio
       PlanFlat();
       break;
   }
+  WriteEntries();
   AssignTargets();
   OrderByCost();
   return plan;
@@ -182,16 +178,15 @@ void TreePlanner::Impl::Reset(const TreeShape& shape, const PlanOptions& options
 
   plan.options = options;
   plan.page_size = shape.page_size;
-  plan.num_pages = 0;
   plan.query_of_row = order.query_of_row();
-  plan.entries.clear();
   plan.slot_rows.clear();
   plan.partitions.clear();
   plan.row_targets.clear();
   plan.stats = order.CountTokens();
   row_tiles.clear();
   tiles.clear();
-  partition_cost.clear();
+  runs.clear();
+  pieces.clear();
 }
 
 // ---- tiles of rows
@@ -231,38 +226,38 @@ void TreePlanner::Impl::TileBySubtree() {
   }
 }
 
-void TreePlanner::Impl::EmitTiles() {
-  plan.entries.clear();
+void TreePlanner::Impl::ListTiles() {
+  tile_runs.clear();
   plan.slot_rows.clear();
   tiles.clear();
   for (const RowInterval& rows : row_tiles) {
-    const int32_t entry_begin = static_cast<int32_t>(plan.entries.size());
-    EmitTile(rows);
+    const int32_t run_begin = static_cast<int32_t>(tile_runs.size());
+    ListTile(rows);
+    const int32_t run_end = static_cast<int32_t>(tile_runs.size());
     int64_t cost = 0;
-    for (size_t e = entry_begin; e < plan.entries.size(); ++e) cost += Cost(plan.entries[e]);
-    tiles.push_back({.entry_begin = entry_begin,
-                     .entry_end = static_cast<int32_t>(plan.entries.size()),
-                     .cost = cost,
-                     .pieces = 1});
+    for (int32_t r = run_begin; r < run_end; ++r) cost += Cost(tile_runs[r]);
+    tiles.push_back({.run_begin = run_begin, .run_end = run_end, .cost = cost, .pieces = 1});
   }
 }
 
 // The tile's KV from the roots down: first the ancestors that it shares with the tile before, then
 // the nodes whose first row is in the tile.
-void TreePlanner::Impl::EmitTile(RowInterval tile) {
+void TreePlanner::Impl::ListTile(RowInterval tile) {
   const TreeShape& shape = order.shape();
+  const auto append = [&](int32_t node) {
+    AppendRuns(order, {.node = node, .begin = 0, .end = shape.num_tokens[node]}, tile, &tile_runs,
+               &plan.slot_rows);
+  };
   path.clear();
   for (int x = order.node_of_row(tile.begin); x >= 0; x = shape.parent[x]) {
     if (order.rows(x).begin < tile.begin) path.push_back(x);
   }
-  for (auto x = path.rbegin(); x != path.rend(); ++x) {
-    EmitTokens(*x, 0, shape.num_tokens[*x], tile);
-  }
+  for (auto x = path.rbegin(); x != path.rend(); ++x) append(*x);
   const std::vector<int32_t>& nodes = order.seen_nodes();
   const auto starts_before = [&](int32_t x, int32_t row) { return order.rows(x).begin < row; };
   for (auto x = std::lower_bound(nodes.begin(), nodes.end(), tile.begin, starts_before);
        x != nodes.end() && order.rows(*x).begin < tile.end; ++x) {
-    EmitTokens(*x, 0, shape.num_tokens[*x], tile);
+    append(*x);
   }
 }
 
@@ -315,8 +310,7 @@ int64_t TreePlanner::Impl::CostOfTiles() const {
 // Where as many tiles of fewer rows as there are workers cost less than pieces and their merge: no
 // row has a partial state then. Shared KV is read by more tiles, so this pays where it is short.
 void TreePlanner::Impl::TakeFinerTilesInsteadOfCutting() {
-  const auto is_cut = [](const Tile& tile) { return tile.pieces > 1; };
-  if (std::ranges::none_of(tiles, is_cut)) return;
+  if (std::ranges::none_of(tiles, IsCut)) return;
   const int64_t cost = CostOfTiles();
   size_t num_tiles = tiles.size();
   for (rows_per_tile /= 2; rows_per_tile >= 1; rows_per_tile /= 2) {
@@ -328,12 +322,12 @@ void TreePlanner::Impl::TakeFinerTilesInsteadOfCutting() {
       return;
     }
     std::swap(tiles, other_tiles);
-    std::swap(plan.entries, other_entries);
+    std::swap(tile_runs, other_runs);
     std::swap(plan.slot_rows, other_slot_rows);
-    EmitTiles();
+    ListTiles();
     if (CostOfTiles() < cost) return;
     std::swap(tiles, other_tiles);
-    std::swap(plan.entries, other_entries);
+    std::swap(tile_runs, other_runs);
     std::swap(plan.slot_rows, other_slot_rows);
   }
 }
@@ -341,6 +335,11 @@ void TreePlanner::Impl::TakeFinerTilesInsteadOfCutting() {
 // kDefault cuts all tiles at the same cost from their roots on: pieces that read the same KV then
 // begin together and keep in step, and caches serve the second.
 void TreePlanner::Impl::CutTiles() {
+  if (std::ranges::none_of(tiles, IsCut)) {
+    std::swap(runs, tile_runs);
+    for (const Tile& tile : tiles) AddPartition(tile.run_end);
+    return;
+  }
   int64_t largest = 0;
   for (const Tile& tile : tiles) largest = std::max(largest, CeilDiv(tile.cost, tile.pieces));
   const bool in_step = plan.options.variant == AttentionVariant::kDefault;
@@ -349,25 +348,36 @@ void TreePlanner::Impl::CutTiles() {
   }
 }
 
-// In pieces of a cost of about `share`.
+// In pieces of a cost of about `share`: a piece ends before the page whose middle lies beyond that.
 void TreePlanner::Impl::CutTile(const Tile& tile, int64_t share) {
-  int32_t begin = tile.entry_begin;
-  int64_t cost = 0;
+  int64_t cost = 0;  // before `rest`
   int64_t cut = share;
-  for (int32_t e = tile.entry_begin; e < tile.entry_end; ++e) {
-    const int64_t entry_cost = Cost(plan.entries[e]);
-    // Cut before the entry whose middle lies beyond the share.
-    if (cut < tile.cost && e > begin && 2 * cost + entry_cost > 2 * cut) {
-      AddPartition(begin, e);
-      begin = e;
+  bool begun = false;  // the piece has a page, and so may end
+  for (int32_t r = tile.run_begin; r < tile.run_end; ++r) {
+    KvRun rest = tile_runs[r];
+    const int64_t token_cost = TokenCost(rest);
+    while (cut < tile.cost) {
+      const int32_t from = begun ? rest.tokens.begin : PageEnd(order.shape(), rest.tokens);
+      const int32_t at = FirstPageBeyond(order.shape(), rest.tokens, from, token_cost, cut - cost);
+      if (at == rest.tokens.end) break;
+      if (at > rest.tokens.begin) {
+        runs.push_back(rest);
+        runs.back().tokens.end = at;
+      }
+      AddPartition();
+      cost += (at - rest.tokens.begin) * token_cost;
+      rest.tokens.begin = at;
+      begun = false;
       cut += share;
     }
-    cost += entry_cost;
+    runs.push_back(rest);
+    cost += Cost(rest);
+    begun = true;
   }
-  AddPartition(begin, tile.entry_end);
+  AddPartition();
 }
 
-// ---- runs of KV
+// ---- spans of KV
 
 void TreePlanner::Impl::PlanNodes(bool chunked) {
   const int64_t block =
@@ -419,153 +429,68 @@ void TreePlanner::Impl::PlanFlat() {
 // The spans' KV and all the rows that see it, a tile of rows at a time.
 void TreePlanner::Impl::PlanSpans() {
   RowInterval rows{std::numeric_limits<int32_t>::max(), 0};
-  for (const Span& span : spans) {
+  for (const KvSpan& span : spans) {
     rows.begin = std::min(rows.begin, order.rows(span.node).begin);
     rows.end = std::max(rows.end, order.rows(span.node).end);
   }
   for (int32_t begin = rows.begin; begin < rows.end; begin += rows_per_tile) {
     const RowInterval tile{begin, std::min(rows.end, begin + rows_per_tile)};
-    const int32_t entry_begin = static_cast<int32_t>(plan.entries.size());
-    for (const Span& span : spans) EmitTokens(span.node, span.begin, span.end, tile);
-    const int32_t entry_end = static_cast<int32_t>(plan.entries.size());
-    if (entry_end > entry_begin) AddPartition(entry_begin, entry_end);
+    const size_t runs_before = runs.size();
+    for (const KvSpan& span : spans) AppendRuns(order, span, tile, &runs, &plan.slot_rows);
+    if (runs.size() > runs_before) AddPartition();
   }
-}
-
-// ---- entries
-
-void TreePlanner::Impl::EmitTokens(int node, int begin, int end, RowInterval tile) {
-  if (order.shape().draft_begin[node] < 0) {
-    EmitPlain(node, begin, end, tile);
-  } else {
-    EmitDraft(node, begin, end, tile);
-  }
-}
-
-void TreePlanner::Impl::EmitPlain(int node, int begin, int end, RowInterval tile) {
-  const NodeRows& node_rows = order.rows(node);
-  const RowInterval rows = Clip({node_rows.begin, node_rows.end}, tile);
-  if (rows.begin >= rows.end) return;
-
-  // Every row sees tokens before full_end. From causal_end on, only rows of descendants do.
-  const RowInterval own = Clip({node_rows.begin, node_rows.own_end}, tile);
-  int full_end = end;
-  int causal_end = end;
-  if (own.begin < own.end) {
-    full_end = order.offset_of_row(own.begin) + 1;
-    causal_end = order.offset_of_row(own.end - 1) + 1;
-    if (rows.end == own.end) end = std::min(end, causal_end);
-  }
-
-  const bool read_again = SeenBeyond(node, tile);
-  const int now_begin = node_rows.begin < node_rows.own_end ? order.offset_of_row(node_rows.begin)
-                                                            : std::numeric_limits<int>::max();
-  PageCursor at(order.shape(), node, begin);
-  for (int token = begin; token < end;) {
-    const int count = std::min(at.SlotsLeft(), end - token);
-    const bool now = token + count > now_begin;
-    if (token + count <= full_end) {
-      AddEntry(at, count, rows, -1, read_again, now);
-    } else if (token >= causal_end) {
-      AddEntry(at, count, {own.end, rows.end}, -1, read_again, now);
-    } else {
-      const int32_t slot_rows = static_cast<int32_t>(plan.slot_rows.size());
-      const int32_t first_row = std::max(own.begin, order.FirstOwnRowFrom(node, token));
-      int32_t row = first_row;
-      for (int t = token; t < token + count; ++t) {
-        while (row < own.end && order.offset_of_row(row) < t) ++row;
-        plan.slot_rows.push_back({row, rows.end});
-      }
-      AddEntry(at, count, {first_row, rows.end}, slot_rows, read_again, now);
-    }
-    token += count;
-    at.Advance(count);
-  }
-}
-
-// A token that no row of the tile sees ends an entry: whatever is in an entry is seen.
-void TreePlanner::Impl::EmitDraft(int node, int begin, int end, RowInterval tile) {
-  PageCursor at(order.shape(), node, begin);
-  for (int token = begin; token < end;) {
-    const int page_end = std::min(token + at.SlotsLeft(), end);
-    const int32_t slot_rows = static_cast<int32_t>(plan.slot_rows.size());
-    RowInterval all{tile.end, tile.begin};
-    bool uniform = true;
-    int t = token;
-    for (; t < page_end; ++t) {
-      const RowInterval rows = Clip(order.DraftRows(node, t), tile);
-      if (rows.begin >= rows.end) break;
-      all = {std::min(all.begin, rows.begin), std::max(all.end, rows.end)};
-      uniform &= t == token || rows == plan.slot_rows.back();
-      plan.slot_rows.push_back(rows);
-    }
-    if (t > token) {
-      if (uniform) plan.slot_rows.resize(slot_rows);
-      AddEntry(at, t - token, all, uniform ? -1 : slot_rows, SeenBeyond(node, tile),
-               /*written_now=*/true);
-    }
-    const int next = t < page_end ? t + 1 : t;
-    at.Advance(next - token);
-    token = next;
-  }
-}
-
-void TreePlanner::Impl::AddEntry(const PageCursor& at, int count, RowInterval rows,
-                                 int32_t slot_rows, bool read_again, bool written_now) {
-  plan.num_pages = std::max(plan.num_pages, *at.page + 1);
-  plan.entries.push_back({.page = *at.page,
-                          .first_slot = at.slot,
-                          .count = count,
-                          .rows = rows,
-                          .slot_rows = slot_rows,
-                          .read_again = read_again,
-                          .written_now = written_now});
 }
 
 // ---- partitions
 
-int64_t TreePlanner::Impl::Cost(const PlanEntry& entry) const {
-  const int64_t packed_rows = int64_t{entry.rows.end - entry.rows.begin} * plan.options.group_size;
-  return entry.count * (plan.options.cost.token + packed_rows);
+void TreePlanner::Impl::AddPartition(int32_t run_end) {
+  Piece piece = {
+      .run_begin = pieces.empty() ? 0 : pieces.back().run_end, .run_end = run_end, .cost = 0};
+  RowInterval rows{std::numeric_limits<int32_t>::max(), 0};
+  for (int32_t r = piece.run_begin; r < piece.run_end; ++r) {
+    const KvRun& run = runs[r];
+    rows.begin = std::min(rows.begin, run.rows.begin);
+    rows.end = std::max(rows.end, run.rows.end);
+    piece.cost += Cost(run);
+    plan.stats.read_kv_tokens += run.num_tokens();
+  }
+  pieces.push_back(piece);
+  plan.partitions.push_back({.rows = rows, .entry_begin = 0, .entry_end = 0, .target_begin = 0});
 }
 
-void TreePlanner::Impl::AddPartition(int32_t entry_begin, int32_t entry_end) {
-  RowInterval rows{std::numeric_limits<int32_t>::max(), 0};
-  int64_t cost = 0;
-  for (int32_t e = entry_begin; e < entry_end; ++e) {
-    const PlanEntry& entry = plan.entries[e];
-    rows.begin = std::min(rows.begin, entry.rows.begin);
-    rows.end = std::max(rows.end, entry.rows.end);
-    cost += Cost(entry);
-    plan.stats.read_kv_tokens += entry.count;
+void TreePlanner::Impl::WriteEntries() {
+  EntryWriter writer(order.shape(), &plan.entries);
+  for (size_t p = 0; p < pieces.size(); ++p) {
+    plan.partitions[p].entry_begin = static_cast<int32_t>(writer.num_entries());
+    for (int32_t r = pieces[p].run_begin; r < pieces[p].run_end; ++r) writer.Write(runs[r]);
+    plan.partitions[p].entry_end = static_cast<int32_t>(writer.num_entries());
   }
-  plan.partitions.push_back(
-      {.rows = rows, .entry_begin = entry_begin, .entry_end = entry_end, .target_begin = 0});
-  partition_cost.push_back(cost);
+  writer.Finish();
+  plan.num_pages = writer.num_pages();
+  ESPALIER_CHECK(plan.entries.size() < std::numeric_limits<int32_t>::max());
 }
 
 void TreePlanner::Impl::AssignTargets() {
-  ESPALIER_CHECK(plan.entries.size() < std::numeric_limits<int32_t>::max());
   touches.assign(order.num_rows(), 0);
-  for (PlanPartition& partition : plan.partitions) MarkTouchedRows(partition);
+  for (size_t p = 0; p < pieces.size(); ++p) MarkTouchedRows(pieces[p], &plan.partitions[p]);
   ESPALIER_CHECK(plan.row_targets.size() < std::numeric_limits<int32_t>::max());
   ListPartials();
 }
 
-// Marks the rows that a partition has KV for, and counts them. The rows of its entries' slots leave
-// no hole in an entry's interval, so intervals of entries are all that counts.
-void TreePlanner::Impl::MarkTouchedRows(PlanPartition& partition) {
-  partition.target_begin = static_cast<int32_t>(plan.row_targets.size());
-  const int32_t num_rows = partition.rows.end - partition.rows.begin;
-  plan.row_targets.resize(plan.row_targets.size() + num_rows, TreePlan::kUntouched);
-  int32_t* targets = plan.row_targets.data() + partition.target_begin;
+// Marks the rows that a partition has KV for, and counts them. The rows of its runs' tokens leave no
+// hole in a run's interval, so intervals of runs are all that counts.
+void TreePlanner::Impl::MarkTouchedRows(const Piece& piece, PlanPartition* partition) {
+  const RowInterval all = partition->rows;
+  partition->target_begin = static_cast<int32_t>(plan.row_targets.size());
+  plan.row_targets.resize(plan.row_targets.size() + all.end - all.begin, TreePlan::kUntouched);
+  int32_t* targets = plan.row_targets.data() + partition->target_begin;
   RowInterval last;
-  for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e) {
-    const RowInterval rows = plan.entries[e].rows;
-    if (rows == last) continue;  // pages of one node
+  for (int32_t r = piece.run_begin; r < piece.run_end; ++r) {
+    const RowInterval rows = runs[r].rows;
+    if (rows == last) continue;  // a chain of nodes
     last = rows;
     for (int32_t row = rows.begin; row < rows.end; ++row) {
-      int32_t& target = targets[row - partition.rows.begin];
+      int32_t& target = targets[row - all.begin];
       touches[row] += target == TreePlan::kUntouched;
       target = TreePlan::kDirect;
     }
@@ -604,7 +529,7 @@ void TreePlanner::Impl::OrderByCost() {
   plan.run_order.resize(plan.partitions.size());
   for (size_t i = 0; i < plan.run_order.size(); ++i) plan.run_order[i] = static_cast<int32_t>(i);
   std::sort(plan.run_order.begin(), plan.run_order.end(), [&](int32_t a, int32_t b) {
-    return partition_cost[a] != partition_cost[b] ? partition_cost[a] > partition_cost[b] : a < b;
+    return pieces[a].cost != pieces[b].cost ? pieces[a].cost > pieces[b].cost : a < b;
   });
 }
 

@@ -77,8 +77,7 @@ void TreeShape::CheckWellFormed() const {
     ESPALIER_CHECK(first_slot[x] >= 0);
     ESPALIER_CHECK(first_slot[x] < page_size);
     const int64_t slots = num_tokens[x] == 0 ? 0 : int64_t{first_slot[x]} + num_tokens[x];
-    ESPALIER_CHECK(int64_t{page_begin[x + 1]} - page_begin[x] >=
-                   (slots + page_size - 1) / page_size);
+    ESPALIER_CHECK((int64_t{page_begin[x + 1]} - page_begin[x]) * page_size >= slots);
     if (draft_begin[x] >= 0) {
       ESPALIER_CHECK(draft_begin[x] + int64_t{num_tokens[x]} <=
                      static_cast<int64_t>(draft_subtree_end.size()));

@@ -1,6 +1,7 @@
 set(ESPALIER_ATTENTION_SOURCES
   attention/kv_runs.cc
   attention/row_order.cc
+  attention/shape_growth.cc
   attention/tree_planner.cc
   attention/tree_shape.cc
   cpu/tree_attention.cc

@@ -39,6 +39,7 @@ struct PlanCost {
   // To combine partial states at all. Not 0: kDefault takes tiles of fewer rows instead of cutting
   // where that is cheaper, though they read more.
   int64_t merge = 0;
+  bool operator==(const PlanCost&) const = default;
 };
 
 struct PlanOptions {
@@ -50,6 +51,7 @@ struct PlanOptions {
   int block_tokens = 0;  // chunk of kNodeChunk, block of kFlatten; 0: 128, and for kFlatten larger
                          // where that still gives each worker a few blocks
   PlanCost cost = {};
+  bool operator==(const PlanOptions&) const = default;
 };
 
 // Rows [begin, end).
@@ -111,6 +113,7 @@ struct TreePlan {
   std::vector<int32_t> merge_partials;
 
   PlanStats stats;
+  bool extended = false;  // the plan before with more tokens in leaves, not built anew
 
   int num_rows() const { return static_cast<int>(query_of_row.size()); }
   int num_partitions() const { return static_cast<int>(partitions.size()); }
@@ -126,7 +129,9 @@ class TreePlanner {
   TreePlanner();
   ~TreePlanner();
   // The plan lives until the next call. `shape` must be well formed (checked). Nothing is allocated
-  // once the arrays have grown. Same input, same plan.
+  // once the arrays have grown. Same input, same plan; but where the shape is that of the call
+  // before and leaves have grown by a few tokens, kDefault extends that call's plan, cut as it is,
+  // instead of balancing anew. Same calls, same plans.
   const TreePlan& Plan(const TreeShape& shape, const PlanOptions& options);
 
  private:

@@ -4,6 +4,7 @@
 
 #include "kernels/attention/kv_runs.h"
 #include "kernels/attention/row_order.h"
+#include "kernels/attention/shape_growth.h"
 #include "kernels/attention/tree_plan.h"
 #include "kernels/core/check.h"
 
@@ -20,6 +21,9 @@ constexpr double kGoodBalance = 0.95;
 constexpr int kSlackPart = 8;
 // With more units than this a worker, claiming them one by one balances better than cutting.
 constexpr int kManyUnitsPerWorker = 8;
+// A plan is extended until leaves have made all of it this part costlier than it was when it was
+// balanced, or a piece of it that much costlier than the costliest was.
+constexpr int kGrowthPart = 8;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -47,6 +51,7 @@ int64_t EvenPieces(int64_t least, int num_kv_heads, int num_workers) {
 int32_t FirstPageBeyond(const TreeShape& shape, KvSpan span, int32_t from, int64_t token_cost,
                         int64_t cost) {
   const int32_t begin = span.begin;
+  // No page that begins here or before has its middle there: those are skipped, not walked.
   const int64_t too_early = begin + cost / token_cost - shape.page_size / 2 - 1;
   if (too_early >= span.end) return span.end;
   span.begin = from;
@@ -80,7 +85,14 @@ struct TreePlanner::Impl {
     int64_t cost;
   };
 
-  const TreePlan& Build(const TreeShape& shape, const PlanOptions& options);
+  // The last run of a node that may grow.
+  struct LastRun {
+    int32_t run;
+    int32_t piece;
+  };
+
+  const TreePlan& Plan(const TreeShape& shape, const PlanOptions& options);
+  void Build(const TreeShape& shape, const PlanOptions& options);
   void Reset(const TreeShape& shape, const PlanOptions& options);
 
   // Query-guided variants: tiles of rows first, then the KV that each sees.
@@ -108,11 +120,15 @@ struct TreePlanner::Impl {
   // The runs between the piece before and run_end become a partition.
   void AddPartition(int32_t run_end);
   void AddPartition() { AddPartition(static_cast<int32_t>(runs.size())); }
-  void WriteEntries();
+  void WriteEntries(const TreeShape& shape);
   void AssignTargets();
   void MarkTouchedRows(const Piece& piece, PlanPartition* partition);
   void ListPartials();
   void OrderByCost();
+
+  // A plan for a shape whose leaves have grown is the one before with longer last runs.
+  void PrepareToExtend();
+  bool Extend(const TreeShape& shape);
 
   TreePlan plan;
   RowOrder order;
@@ -132,9 +148,25 @@ struct TreePlanner::Impl {
   std::vector<Piece> pieces;  // one a partition
   std::vector<int32_t> touches;       // [num_rows] partitions that touch each row
   std::vector<int32_t> merge_cursor;  // [num_rows] where the row's next partial is listed
+
+  ShapeGrowth growth;
+  std::vector<LastRun> last_runs;  // [num_nodes]
+  int64_t total_cost = 0;          // of all pieces
+  int64_t most_total_cost = 0;     // beyond these the plan is built anew
+  int64_t most_piece_cost = 0;
 };
 
-const TreePlan& TreePlanner::Impl::Build(const TreeShape& shape, const PlanOptions& options) {
+const TreePlan& TreePlanner::Impl::Plan(const TreeShape& shape, const PlanOptions& options) {
+  shape.CheckWellFormed();
+  plan.extended = options == plan.options && growth.Follow(shape) && Extend(shape);
+  if (plan.extended) return plan;
+  Build(shape, options);
+  growth.Forget();
+  if (options.variant == AttentionVariant::kDefault) PrepareToExtend();
+  return plan;
+}
+
+void TreePlanner::Impl::Build(const TreeShape& shape, const PlanOptions& options) {
   Reset(shape, options);
   switch (options.variant) {
     case AttentionVariant::kSequence:
@@ -160,14 +192,12 @@ const TreePlan& TreePlanner::Impl::Build(const TreeShape& shape, const PlanOptio
       PlanFlat();
       break;
   }
-  WriteEntries();
+  WriteEntries(shape);
   AssignTargets();
   OrderByCost();
-  return plan;
 }
 
 void TreePlanner::Impl::Reset(const TreeShape& shape, const PlanOptions& options) {
-  shape.CheckWellFormed();
   ESPALIER_CHECK(options.group_size >= 1);
   ESPALIER_CHECK(options.num_kv_heads >= 1);
   ESPALIER_CHECK(options.num_workers >= 1);
@@ -458,8 +488,8 @@ void TreePlanner::Impl::AddPartition(int32_t run_end) {
   plan.partitions.push_back({.rows = rows, .entry_begin = 0, .entry_end = 0, .target_begin = 0});
 }
 
-void TreePlanner::Impl::WriteEntries() {
-  EntryWriter writer(order.shape(), &plan.entries);
+void TreePlanner::Impl::WriteEntries(const TreeShape& shape) {
+  EntryWriter writer(shape, &plan.entries);
   for (size_t p = 0; p < pieces.size(); ++p) {
     plan.partitions[p].entry_begin = static_cast<int32_t>(writer.num_entries());
     for (int32_t r = pieces[p].run_begin; r < pieces[p].run_end; ++r) writer.Write(runs[r]);
@@ -477,8 +507,8 @@ void TreePlanner::Impl::AssignTargets() {
   ListPartials();
 }
 
-// Marks the rows that a partition has KV for, and counts them. The rows of its runs' tokens leave no
-// hole in a run's interval, so intervals of runs are all that counts.
+// Marks the rows that a partition has KV for, and counts them. The rows of its runs' tokens leave
+// no hole in a run's interval, so intervals of runs are all that counts.
 void TreePlanner::Impl::MarkTouchedRows(const Piece& piece, PlanPartition* partition) {
   const RowInterval all = partition->rows;
   partition->target_begin = static_cast<int32_t>(plan.row_targets.size());
@@ -533,11 +563,50 @@ void TreePlanner::Impl::OrderByCost() {
   });
 }
 
+// ---- growth
+
+void TreePlanner::Impl::PrepareToExtend() {
+  growth.Remember(order);
+  last_runs.resize(order.shape().num_nodes());
+  total_cost = 0;
+  int64_t largest = 0;
+  for (size_t p = 0; p < pieces.size(); ++p) {
+    const Piece& piece = pieces[p];
+    total_cost += piece.cost;
+    largest = std::max(largest, piece.cost);
+    for (int32_t r = piece.run_begin; r < piece.run_end; ++r) {
+      last_runs[runs[r].tokens.node] = {.run = r, .piece = static_cast<int32_t>(p)};
+    }
+  }
+  most_total_cost = total_cost + total_cost / kGrowthPart;
+  most_piece_cost = largest + largest / kGrowthPart;
+}
+
+// Cuts, targets and run order stay. False, and the plan is of no use, if it would not be balanced.
+bool TreePlanner::Impl::Extend(const TreeShape& shape) {
+  for (const ShapeGrowth::Leaf& leaf : growth.grown()) {
+    const LastRun& last = last_runs[leaf.node];
+    KvRun& run = runs[last.run];
+    run.tokens.end += leaf.tokens;
+    run.now_begin += leaf.tokens;
+    plan.stats.unique_kv_tokens += leaf.tokens;
+    plan.stats.logical_kv_tokens += leaf.tokens;
+    plan.stats.read_kv_tokens += leaf.tokens;
+    const int64_t cost = leaf.tokens * TokenCost(run);
+    total_cost += cost;
+    pieces[last.piece].cost += cost;
+    if (pieces[last.piece].cost > most_piece_cost) return false;
+  }
+  if (total_cost > most_total_cost) return false;
+  WriteEntries(shape);
+  return true;
+}
+
 TreePlanner::TreePlanner() : impl_(std::make_unique<Impl>()) {}
 TreePlanner::~TreePlanner() = default;
 
 const TreePlan& TreePlanner::Plan(const TreeShape& shape, const PlanOptions& options) {
-  return impl_->Build(shape, options);
+  return impl_->Plan(shape, options);
 }
 
 }  // namespace espalier

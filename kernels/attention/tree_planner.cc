@@ -144,8 +144,8 @@ struct TreePlanner::Impl {
   std::vector<std::pair<int64_t, int32_t>> costliest;  // heap of (cost of a piece, tile)
   std::vector<int32_t> path;
   std::vector<KvSpan> spans;
-  std::vector<KvRun> runs;    // of all pieces, in order
-  std::vector<Piece> pieces;  // one a partition
+  std::vector<KvRun> runs;            // of all pieces, in order
+  std::vector<Piece> pieces;          // one a partition
   std::vector<int32_t> touches;       // [num_rows] partitions that touch each row
   std::vector<int32_t> merge_cursor;  // [num_rows] where the row's next partial is listed
 

@@ -128,14 +128,13 @@ class BlockWriter {
       num_tokens += plan_.entries[e].count;
     }
     const int64_t num_stages = (num_tokens + kStageTokens - 1) / kStageTokens;
-    record_->unit = {
-        .token_begin = static_cast<int32_t>(num_tokens_),
-        .num_stages = static_cast<int32_t>(num_stages),
-        .num_rows = partition.rows.end - partition.rows.begin,
-        .queries_at = static_cast<int32_t>(layout_.queries + partition.rows.begin),
-        .targets_at = static_cast<int32_t>(layout_.targets + partition.target_begin),
-        .stages_at =
-            static_cast<int32_t>(layout_.stages + num_tokens_ / kStageTokens * kStageWords)};
+    record_->unit = {.token_begin = static_cast<int32_t>(num_tokens_),
+                     .num_stages = static_cast<int32_t>(num_stages),
+                     .num_rows = partition.rows.end - partition.rows.begin,
+                     .queries_at = static_cast<int32_t>(layout_.queries + partition.rows.begin),
+                     .targets_at = static_cast<int32_t>(layout_.targets + partition.target_begin),
+                     .stages_at = static_cast<int32_t>(layout_.stages +
+                                                       num_tokens_ / kStageTokens * kStageWords)};
     constexpr PlanStage kUnseen = {.some_begin = kNoRow,
                                    .some_end = 0,
                                    .all_begin = 0,
@@ -163,12 +162,12 @@ class BlockWriter {
                            (entry.read_again ? kReadAgain : 0) |
                            (entry.written_now ? kWrittenNow : 0);
     *entry_++ = {.kv_row = kv_row,
-                  .groups_begin = static_cast<int32_t>(groups_begin_),
-                  .rest_begin = static_cast<int32_t>(rest_begin_),
-                  .count = entry.count,
-                  .rows = packed(entry.rows.begin) | packed(entry.rows.end) << 16,
-                  .slot_rows = entry.slot_rows,
-                  .row_begin = first_row};
+                 .groups_begin = static_cast<int32_t>(groups_begin_),
+                 .rest_begin = static_cast<int32_t>(rest_begin_),
+                 .count = entry.count,
+                 .rows = packed(entry.rows.begin) | packed(entry.rows.end) << 16,
+                 .slot_rows = entry.slot_rows,
+                 .row_begin = first_row};
     const auto see = [&](int64_t* begin, int count, bool gathered) {
       for (int64_t at = *begin / kStageTokens; at * kStageTokens < *begin + count; ++at) {
         PlanStage& stage = stages_[at];

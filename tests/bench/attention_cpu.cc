@@ -159,11 +159,28 @@ AttentionTimes MeasureVariant(const Context& ctx, AttentionVariant variant, CpuM
   return {.variant = variant,
           .us = Percentile(layer_us, 0.5),
           .spread_us = Percentile(layer_us, 0.9) - Percentile(layer_us, 0.1),
-          .plan_us = TimePlanning(problem.tree.shape, options, problem.repeats),
+          .planning = TimePlanning(problem.tree.shape, options, problem.repeats),
           .error = error,
           .partitions = plan.num_partitions(),
           .partial_bytes = plan.PartialBytes(problem.num_heads, problem.head_dim),
           .stats = plan.stats};
+}
+
+// The shape of the step before: plain leaves that decode have a token less, unless it is their only
+// one.
+TreeShape BeforeLastToken(const TreeShape& shape) {
+  TreeShape before = shape;
+  std::vector<int> queries(shape.num_nodes(), 0);
+  for (const int32_t node : shape.query_node) ++queries[node];
+  for (int i = 0; i < shape.num_queries(); ++i) {
+    const int32_t node = shape.query_node[i];
+    const int32_t last = shape.num_tokens[node] - 1;
+    if (shape.draft_begin[node] >= 0 || queries[node] > 1 || last == 0) continue;
+    if (shape.query_offset[i] != last) continue;
+    --before.num_tokens[node];
+    --before.query_offset[i];
+  }
+  return before;
 }
 
 }  // namespace
@@ -175,15 +192,23 @@ double Percentile(std::vector<double> values, double p) {
   return *at;
 }
 
-double TimePlanning(const TreeShape& shape, const PlanOptions& options, int repeats) {
+PlanningTimes TimePlanning(const TreeShape& shape, PlanOptions options, int repeats) {
   TreePlanner planner;
-  std::vector<double> times;
-  for (int i = 0; i < repeats; ++i) {
+  const auto time = [&] {
     const Clock::time_point start = Clock::now();
     planner.Plan(shape, options);
-    times.push_back(MicrosecondsSince(start));
+    return MicrosecondsSince(start);
+  };
+  const TreeShape shorter = BeforeLastToken(shape);
+  std::vector<double> fresh;
+  std::vector<double> grown;
+  for (int i = 0; i < repeats; ++i) {
+    options.cost.min_piece ^= 1;  // other options: nothing is kept of the plan before
+    fresh.push_back(time());
+    planner.Plan(shorter, options);
+    grown.push_back(time());
   }
-  return Percentile(times, 0.5);
+  return {.fresh_us = Percentile(fresh, 0.5), .grown_us = Percentile(grown, 0.5)};
 }
 
 AttentionReport MeasureOnCpu(const AttentionProblem& problem) {

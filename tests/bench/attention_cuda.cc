@@ -83,7 +83,7 @@ class CudaBench {
     return {.variant = variant,
             .us = Percentile(times, 0.5),
             .spread_us = Percentile(times, 0.9) - Percentile(times, 0.1),
-            .plan_us = TimePlanning(problem_.tree.shape, options, problem_.repeats),
+            .planning = TimePlanning(problem_.tree.shape, options, problem_.repeats),
             .error = error,
             .partitions = plan.num_partitions(),
             .partial_bytes = plan.PartialBytes(problem_.num_heads, problem_.head_dim),

@@ -28,13 +28,20 @@ struct AttentionProblem {
   int64_t TokenBytes() const { return 2 * num_kv_heads * BytesOf(dtype, head_dim); }
 };
 
+// Medians on the host, of a plan made anew and of one for a shape whose leaves have grown by a
+// token.
+struct PlanningTimes {
+  double fresh_us = 0;
+  double grown_us = 0;
+};
+
 // One variant. Times are of a layer.
 struct AttentionTimes {
   AttentionVariant variant;
   double us = 0;         // median
   double spread_us = 0;  // between the 10th and the 90th percentile
-  double plan_us = 0;    // median, host
-  double error = 0;      // ||out - reference|| / ||reference||
+  PlanningTimes planning;
+  double error = 0;  // ||out - reference|| / ||reference||
   int partitions = 0;
   int64_t partial_bytes = 0;
   PlanStats stats;
@@ -54,7 +61,6 @@ AttentionReport MeasureOnCuda(const AttentionProblem& problem);
 // Percentile p of [0, 1].
 double Percentile(std::vector<double> values, double p);
 
-// Median microseconds of planning `repeats` times.
-double TimePlanning(const TreeShape& shape, const PlanOptions& options, int repeats);
+PlanningTimes TimePlanning(const TreeShape& shape, PlanOptions options, int repeats);
 
 }  // namespace espalier::bench

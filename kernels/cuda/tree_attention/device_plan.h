@@ -41,8 +41,8 @@ struct alignas(32) PlanUnit {
   int32_t stages_at;    // word of the first stage's PlanStage
 };
 
-// With what a block asks for as soon as it starts: the KV rows of the first groups, as far as the first
-// stages are of whole groups.
+// With what a block asks for as soon as it starts: the KV rows of the first groups, as far as the
+// first stages are of whole groups.
 inline constexpr int kStartStages = 3;
 struct alignas(32) PlanRecord {
   PlanUnit unit;

@@ -1,6 +1,6 @@
-// Grid: a few blocks an SM, which loop; a warp takes a (row, query head), or half of its columns where
-// there are many states, so that all of these are asked for at once. Reads partial_rows * num_heads *
-// (head_dim + 1) * 4 bytes.
+// Grid: a few blocks an SM, which loop; a warp takes a (row, query head), or half of its columns
+// where there are many states, so that all of these are asked for at once. Reads partial_rows *
+// num_heads * (head_dim + 1) * 4 bytes.
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/tree_attention/attention_kernels.h"
@@ -12,7 +12,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocksPerSm = 4;  // that an SM has registers for: 64 a thread
-constexpr int kFewStates = 8;    // that a warp asks for at once, of all columns; twice as many of half
+constexpr int kFewStates =
+    8;  // that a warp asks for at once, of all columns; twice as many of half
 
 __device__ float WarpMax(float value) {
   for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) {
@@ -39,8 +40,7 @@ __device__ void MergeColumns(const AttentionArguments& p, const PlanMergeRow& ro
   float total = 0;
   for (int begin = 0; begin < row.count; begin += kStates) {
     const int count = min(kStates, row.count - begin);
-    const int state =
-        lane < count ? __ldg(partials + begin + lane) * p.plan.num_heads + head : 0;
+    const int state = lane < count ? __ldg(partials + begin + lane) * p.plan.num_heads + head : 0;
     AwaitKernelBefore();  // until here only the plan is read
     const float lse = lane < count ? p.plan.partial_lse[state] : -INFINITY;
     Columns<kColumns> columns[kStates];

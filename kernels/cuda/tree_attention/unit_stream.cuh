@@ -31,7 +31,7 @@ struct Geometry {
 };
 
 // A unit as it is handed to the warps.
-struct alignas(8) Unit {
+struct Unit {
   PlanUnit partition;
   int index;    // of the partition's record
   int kv_head;  // -1: there are no more

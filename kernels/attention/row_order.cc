@@ -29,6 +29,7 @@ void RowOrder::Build(const TreeShape& shape) {
     cursor_[x] = rows.own_end;
   }
   PlaceQueries();
+  ListDraftRows();
   ListSeenNodes();
 }
 
@@ -58,6 +59,27 @@ void RowOrder::PlaceQueries() {
   }
   for (int row = 0; row < num_queries; ++row) {
     offset_of_row_[row] = shape.query_offset[query_of_row_[row]];
+  }
+}
+
+void RowOrder::ListDraftRows() {
+  const TreeShape& shape = *shape_;
+  draft_rows_.resize(shape.draft_subtree_end.size());
+  if (draft_rows_.empty()) return;
+  for (int x = 0; x < shape.num_nodes(); ++x) {
+    if (shape.draft_begin[x] < 0) continue;
+    const int num_tokens = shape.num_tokens[x];
+    first_own_row_.resize(num_tokens + 1);
+    int32_t row = node_rows_[x].begin;
+    for (int t = 0; t <= num_tokens; ++t) {
+      while (row < node_rows_[x].own_end && offset_of_row_[row] < t) ++row;
+      first_own_row_[t] = row;
+    }
+    const int32_t* subtree_end = shape.draft_subtree_end.data() + shape.draft_begin[x];
+    RowInterval* rows = draft_rows_.data() + shape.draft_begin[x];
+    for (int t = 0; t < num_tokens; ++t) {
+      rows[t] = {first_own_row_[t], first_own_row_[subtree_end[t]]};
+    }
   }
 }
 
@@ -95,11 +117,6 @@ int32_t RowOrder::FirstOwnRowFrom(int node, int token) const {
   const NodeRows& rows = node_rows_[node];
   return static_cast<int32_t>(std::lower_bound(begin + rows.begin, begin + rows.own_end, token) -
                               begin);
-}
-
-RowInterval RowOrder::DraftRows(int node, int token) const {
-  const int32_t subtree_end = shape_->draft_subtree_end[shape_->draft_begin[node] + token];
-  return {FirstOwnRowFrom(node, token), FirstOwnRowFrom(node, subtree_end)};
 }
 
 PlanStats RowOrder::CountTokens() const {

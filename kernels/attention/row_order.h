@@ -38,7 +38,9 @@ class RowOrder {
   // The node's tokens from the first to the last that a query sees.
   int SeenTokens(int node) const;
   // The rows that see token `token` of a draft node.
-  RowInterval DraftRows(int node, int token) const;
+  RowInterval DraftRows(int node, int token) const {
+    return draft_rows_[shape_->draft_begin[node] + token];
+  }
   // The first own row in [begin, own_end) whose query is at `token` or after.
   int32_t FirstOwnRowFrom(int node, int token) const;
 
@@ -47,6 +49,7 @@ class RowOrder {
 
  private:
   void PlaceQueries();
+  void ListDraftRows();
   void ListSeenNodes();
 
   const TreeShape* shape_ = nullptr;
@@ -54,6 +57,8 @@ class RowOrder {
   std::vector<int32_t> query_of_row_;
   std::vector<int32_t> node_of_row_;
   std::vector<int32_t> offset_of_row_;
+  std::vector<RowInterval> draft_rows_;  // as the shape's draft_subtree_end
+  std::vector<int32_t> first_own_row_;   // of a draft node, at or behind each token
   std::vector<int32_t> seen_nodes_;
   std::vector<int32_t> seen_in_subtree_;
   std::vector<int32_t> cursor_;               // next free place below each node

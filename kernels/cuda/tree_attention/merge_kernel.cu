@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocksPerSm = 4;  // that an SM has registers for: 64 a thread
-constexpr int kFewStates =
-    8;  // that a warp asks for at once, of all columns; twice as many of half
+// That a warp asks for at once, of all columns; of half the columns twice as many.
+constexpr int kFewStates = 8;
 
 __device__ float WarpMax(float value) {
   for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) {

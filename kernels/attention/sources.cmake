@@ -3,6 +3,8 @@ set(ESPALIER_ATTENTION_SOURCES
   attention/row_order.cc
   attention/shape_growth.cc
   attention/tree_planner.cc
+  attention/tree_planner_spans.cc
+  attention/tree_planner_tiles.cc
   attention/tree_shape.cc
   cpu/tree_attention.cc
   cpu/tree_attention_tile_portable.cc)

@@ -1,0 +1,244 @@
+#include <algorithm>
+
+#include "kernels/attention/tree_planner_impl.h"
+
+namespace espalier {
+namespace {
+
+// Units of work that fill this part of the workers' rounds are even enough.
+constexpr double kGoodBalance = 0.95;
+// A piece this part above an even share is left whole: pieces of few tiles are never all alike, and
+// one more piece begins another round.
+constexpr int kSlackPart = 8;
+// With more units than this a worker, claiming them one by one balances better than cutting.
+constexpr int kManyUnitsPerWorker = 8;
+
+// The pieces, at least `least`, that keep workers busy when each piece runs once a kv head.
+int64_t EvenPieces(int64_t least, int num_kv_heads, int num_workers) {
+  if (least * num_kv_heads >= int64_t{kManyUnitsPerWorker} * num_workers) return least;
+  const int64_t first = std::max<int64_t>(least, num_workers / num_kv_heads);
+  int64_t best = first;
+  double best_balance = 0;
+  for (int64_t pieces = first; pieces <= 2 * first + 1; ++pieces) {
+    const int64_t units = pieces * num_kv_heads;
+    const double balance =
+        static_cast<double>(units) / static_cast<double>(CeilDiv(units, num_workers) * num_workers);
+    if (balance > best_balance) {
+      best = pieces;
+      best_balance = balance;
+    }
+    if (balance >= kGoodBalance) break;
+  }
+  return best;
+}
+
+// The first page of the span, `from` or after, whose middle lies more than `cost` from the span's
+// begin; the span's end if there is none.
+int32_t FirstPageBeyond(const TreeShape& shape, KvSpan span, int32_t from, int64_t token_cost,
+                        int64_t cost) {
+  const int32_t begin = span.begin;
+  // No page that begins here or before has its middle there: those are skipped, not walked.
+  const int64_t too_early = begin + cost / token_cost - shape.page_size / 2 - 1;
+  if (too_early >= span.end) return span.end;
+  span.begin = from;
+  if (too_early > from) {
+    const int32_t token = static_cast<int32_t>(too_early);
+    span.begin = std::max(from, token - SlotInPage(shape, span.node, token));
+  }
+  while (span.begin < span.end) {
+    const int32_t page_end = PageEnd(shape, span);
+    if ((span.begin - begin + page_end - begin) * token_cost > 2 * cost) break;
+    span.begin = page_end;
+  }
+  return span.begin;
+}
+
+}  // namespace
+
+void TreePlanner::Impl::AddRows(RowInterval rows, bool may_join) {
+  for (int32_t begin = rows.begin; begin < rows.end;) {
+    if (may_join && !row_tiles.empty() && rows.end - row_tiles.back().begin <= rows_per_tile) {
+      row_tiles.back().end = rows.end;
+      return;
+    }
+    const int32_t end = std::min(rows.end, begin + rows_per_tile);
+    row_tiles.push_back({begin, end});
+    begin = end;
+  }
+}
+
+void TreePlanner::Impl::TileByBranch() {
+  for (const int32_t node : order.seen_nodes()) {
+    const NodeRows& rows = order.rows(node);
+    AddRows({rows.begin, rows.own_end}, /*may_join=*/false);
+  }
+}
+
+// The largest subtrees that fit in a tile, neighbours joined while they fit together. Only nodes
+// that are wider than a tile are read by more than one.
+void TreePlanner::Impl::TileBySubtree() {
+  const std::vector<int32_t>& nodes = order.seen_nodes();
+  for (int i = 0; i < static_cast<int>(nodes.size());) {
+    const NodeRows& rows = order.rows(nodes[i]);
+    if (rows.end - rows.begin <= rows_per_tile) {
+      AddRows({rows.begin, rows.end}, /*may_join=*/true);
+      i = order.AfterSubtree(i);
+    } else {
+      AddRows({rows.begin, rows.own_end}, /*may_join=*/true);
+      ++i;
+    }
+  }
+}
+
+void TreePlanner::Impl::ListTiles() {
+  tile_runs.clear();
+  plan.slot_rows.clear();
+  tiles.clear();
+  for (const RowInterval& rows : row_tiles) {
+    const int32_t run_begin = static_cast<int32_t>(tile_runs.size());
+    ListTile(rows);
+    const int32_t run_end = static_cast<int32_t>(tile_runs.size());
+    int64_t cost = 0;
+    for (int32_t r = run_begin; r < run_end; ++r) cost += Cost(tile_runs[r]);
+    tiles.push_back({.run_begin = run_begin, .run_end = run_end, .cost = cost, .pieces = 1});
+  }
+}
+
+// The tile's KV from the roots down: first the ancestors that it shares with the tile before, then
+// the nodes whose first row is in the tile.
+void TreePlanner::Impl::ListTile(RowInterval tile) {
+  const TreeShape& shape = order.shape();
+  const auto append = [&](int32_t node) {
+    AppendRuns(order, {.node = node, .begin = 0, .end = shape.num_tokens[node]}, tile, &tile_runs,
+               &plan.slot_rows);
+  };
+  path.clear();
+  for (int x = order.node_of_row(tile.begin); x >= 0; x = shape.parent[x]) {
+    if (order.rows(x).begin < tile.begin) path.push_back(x);
+  }
+  for (auto x = path.rbegin(); x != path.rend(); ++x) append(*x);
+  const std::vector<int32_t>& nodes = order.seen_nodes();
+  const auto starts_before = [&](int32_t x, int32_t row) { return order.rows(x).begin < row; };
+  for (auto x = std::lower_bound(nodes.begin(), nodes.end(), tile.begin, starts_before);
+       x != nodes.end() && order.rows(*x).begin < tile.end; ++x) {
+    append(*x);
+  }
+}
+
+// Splits the costliest tiles first, until the pieces fill the workers and none of them alone would
+// take longer than an even share of everything.
+void TreePlanner::Impl::ChoosePieces() {
+  const PlanOptions& options = plan.options;
+  if (options.num_workers == 1) return;
+  int64_t total = 0;
+  costliest.clear();
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    total += tiles[i].cost;
+    costliest.emplace_back(tiles[i].cost, static_cast<int32_t>(i));
+  }
+  std::make_heap(costliest.begin(), costliest.end());
+  const int64_t even_share = total * options.num_kv_heads / options.num_workers;
+  const int64_t fair_share = even_share + even_share / kSlackPart;
+  int64_t num_pieces = static_cast<int64_t>(tiles.size());
+  const int64_t wanted = EvenPieces(num_pieces, options.num_kv_heads, options.num_workers);
+  while (!costliest.empty() && (num_pieces < wanted || costliest.front().first > fair_share)) {
+    std::pop_heap(costliest.begin(), costliest.end());
+    Tile& tile = tiles[costliest.back().second];
+    const int64_t piece_cost = tile.cost / (tile.pieces + 1);
+    if (piece_cost < options.cost.min_piece) {
+      costliest.pop_back();
+      continue;
+    }
+    ++tile.pieces;
+    ++num_pieces;
+    costliest.back().first = piece_cost;
+    std::push_heap(costliest.begin(), costliest.end());
+  }
+}
+
+// What the busiest worker does, and the merge.
+int64_t TreePlanner::Impl::CostOfTiles() const {
+  int64_t total = 0;
+  int64_t largest = 0;
+  bool cut = false;
+  for (const Tile& tile : tiles) {
+    total += tile.cost;
+    largest = std::max(largest, tile.cost / tile.pieces);
+    cut |= tile.pieces > 1;
+  }
+  const PlanOptions& options = plan.options;
+  return std::max(largest, total * options.num_kv_heads / options.num_workers) +
+         (cut ? options.cost.merge : 0);
+}
+
+// Where as many tiles of fewer rows as there are workers cost less than pieces and their merge: no
+// row has a partial state then. Shared KV is read by more tiles, so this pays where it is short.
+void TreePlanner::Impl::TakeFinerTilesInsteadOfCutting() {
+  if (std::ranges::none_of(tiles, IsCut)) return;
+  const int64_t cost = CostOfTiles();
+  size_t num_tiles = tiles.size();
+  for (rows_per_tile /= 2; rows_per_tile >= 1; rows_per_tile /= 2) {
+    row_tiles.clear();
+    TileBySubtree();
+    if (row_tiles.size() == num_tiles) continue;
+    num_tiles = row_tiles.size();
+    if (static_cast<int64_t>(num_tiles) * plan.options.num_kv_heads > plan.options.num_workers) {
+      return;
+    }
+    std::swap(tiles, other_tiles);
+    std::swap(tile_runs, other_runs);
+    std::swap(plan.slot_rows, other_slot_rows);
+    ListTiles();
+    if (CostOfTiles() < cost) return;
+    std::swap(tiles, other_tiles);
+    std::swap(tile_runs, other_runs);
+    std::swap(plan.slot_rows, other_slot_rows);
+  }
+}
+
+// kDefault cuts all tiles at the same cost from their roots on: pieces that read the same KV then
+// begin together and keep in step, and caches serve the second.
+void TreePlanner::Impl::CutTiles() {
+  if (std::ranges::none_of(tiles, IsCut)) {
+    std::swap(runs, tile_runs);
+    for (const Tile& tile : tiles) AddPartition(tile.run_end);
+    return;
+  }
+  int64_t largest = 0;
+  for (const Tile& tile : tiles) largest = std::max(largest, CeilDiv(tile.cost, tile.pieces));
+  const bool in_step = plan.options.variant == AttentionVariant::kDefault;
+  for (const Tile& tile : tiles) {
+    CutTile(tile, in_step ? largest : CeilDiv(tile.cost, tile.pieces));
+  }
+}
+
+// In pieces of a cost of about `share`: a piece ends before the page whose middle lies beyond that.
+void TreePlanner::Impl::CutTile(const Tile& tile, int64_t share) {
+  int64_t cost = 0;  // before `rest`
+  int64_t cut = share;
+  bool begun = false;  // the piece has a page, and so may end
+  for (int32_t r = tile.run_begin; r < tile.run_end; ++r) {
+    KvRun rest = tile_runs[r];
+    const int64_t token_cost = TokenCost(rest);
+    while (cut < tile.cost) {
+      const int32_t from = begun ? rest.tokens.begin : PageEnd(order.shape(), rest.tokens);
+      const int32_t at = FirstPageBeyond(order.shape(), rest.tokens, from, token_cost, cut - cost);
+      if (at == rest.tokens.end) break;
+      if (at > rest.tokens.begin) {
+        runs.push_back(rest);
+        runs.back().tokens.end = at;
+      }
+      AddPartition();
+      cost += (at - rest.tokens.begin) * token_cost;
+      rest.tokens.begin = at;
+      begun = false;
+      cut += share;
+    }
+    runs.push_back(rest);
+    cost += Cost(rest);
+    begun = true;
+  }
+  AddPartition();
+}
+
+}  // namespace espalier

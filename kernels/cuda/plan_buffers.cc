@@ -279,7 +279,9 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
 
   const BlockLayout layout(tree_plan);
   const size_t states = tree_plan.stats.partial_rows * plan.num_heads;
-  // Blocks read a record before they know whether there is one.
+  // Blocks read a record before they know whether there is one: from memory that is theirs, and was
+  // written.
+  const size_t block_bytes = impl.block.bytes();
   const size_t readable_bytes =
       sizeof(PlanHeader) +
       (tree_plan.num_partitions() + impl.ctx.cuda().num_sms + 1) * sizeof(PlanRecord);
@@ -291,6 +293,10 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
       !impl.Reserve(impl.partial_lse, states * sizeof(float)) ||
       !impl.Reserve(impl.claims, 2 * sizeof(int32_t))) {
     return false;
+  }
+
+  if (impl.block.bytes() != block_bytes) {
+    FillDevice(impl.ctx, impl.block.As<void>(), 0, impl.block.bytes());
   }
 
   plan.header = impl.block.As<PlanHeader>();

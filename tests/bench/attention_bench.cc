@@ -138,8 +138,7 @@ void PrintTable(const nlohmann::ordered_json& report) {
     const auto number = [&](const char* key) { return row.value(key, std::nan("")); };
     std::printf(
         "%-11s %10.1f %8.1f %9.2f %8.2f %8.1f %6.1f %8.2f %9.1f %6.2f %7.2fx %8.1f %8.1f %6d "
-        "%10.3f "
-        "%8.1e\n",
+        "%10.3f %8.1e\n",
         row["variant"].get<std::string>().c_str(), number("us_per_layer"), number("spread_us"),
         number("unique_kv_mb"), number("read_kv_mb"), number("unique_gb_per_s"),
         number("percent_of_bandwidth"), number("tflop_per_s"), number("roofline_us"),

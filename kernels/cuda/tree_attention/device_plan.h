@@ -1,10 +1,10 @@
 // A tree plan as the CUDA kernels read it. No CUDA headers.
 //
-// One block of 32-bit words, copied once a step: the header, the units, then arrays whose place the
-// header or a unit gives, in words from the header on. So a captured graph holds one address and
-// reads whatever plan lies there. A kernel on the device expands the entries into two lists with
-// one word a token, in which every partition's tokens lie side by side: the attention kernel then
-// streams tokens, and neither pages nor nodes nor kinds of queries concern it. First come the
+// One block of 32-bit words, copied once a step: the header, the records, then arrays whose place
+// the header or a record gives, in words from the header on. So a captured graph holds one address
+// and reads whatever plan lies there. A kernel on the device expands the entries into two lists
+// with one word a token, in which every partition's tokens lie side by side: the attention kernel
+// then streams tokens, and neither pages nor nodes nor kinds of queries concern it. First come the
 // groups of tokens that lie side by side in the cache, too; then what entries have left over.
 #pragma once
 

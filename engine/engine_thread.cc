@@ -131,6 +131,8 @@ void EngineThread::Run() {
   while (TakeMessages(!stepped_)) {
     const Clock::time_point start = Clock::now();
     for (Message& message : taken_) message();
+    // Trees that were accepted while the step failed.
+    if (!failure_.ok()) scheduler_.CancelAll(failure_, absl::Now());
     const bool changed = !taken_.empty() || scheduler_.pins().NextExpiry() <= absl::Now();
     scheduler_.pins().Expire(absl::Now());
     running_stats_.schedule_ms += MsSince(start);
@@ -195,13 +197,11 @@ void EngineThread::Step() {
 void EngineThread::Fail(const absl::Status& failure) {
   scheduler_.Abandon(failure, absl::Now());
   if (!absl::IsInternal(failure)) return;  // short of memory: smaller steps may follow
-  bool first;
   {
     const std::lock_guard lock(mutex_);
-    first = failure_.ok();
     failure_ = failure;
   }
-  if (first && on_failure_) on_failure_(failure);
+  if (on_failure_) on_failure_(failure);
 }
 
 void EngineThread::Publish() {

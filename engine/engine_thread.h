@@ -92,7 +92,7 @@ class EngineThread {
   int unstarted_ = 0;                          // in the inbox, not yet in stats_
   EngineThreadStats stats_;
   bool draining_ = false;
-  absl::Status failure_;  // of the device
+  absl::Status failure_;  // of the device; no step runs after it
   bool stopping_ = false;
   std::thread thread_;
 };

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
+#include <utility>
 
 #include "absl/time/clock.h"
 #include "engine/engine_thread.h"
@@ -23,10 +25,12 @@ class DeviceFailureTest : public testing::Test {
   class Sink : public OutputSink {
    public:
     void OnEvents() override {
+      if (std::function<void()> run = std::exchange(at_first, nullptr)) run();
       ++events;
       events.notify_all();
     }
     std::atomic<int> events = 0;
+    std::function<void()> at_first;  // runs on the engine thread
   };
   struct Call {
     std::shared_ptr<Sink> sink = std::make_shared<Sink>();
@@ -109,6 +113,24 @@ TEST_F(DeviceFailureTest, EndsTreesNamesTheOpAndTellsOnce) {
   thread_.reset();
   EXPECT_EQ(failures_, 1);
   EXPECT_THAT(std::string(failure_.message()), HasSubstr("TreeAttention"));
+}
+
+TEST_F(DeviceFailureTest, EndsTreeAcceptedWhileTheStepFailed) {
+  Call first, second;
+  absl::Status second_submitted = absl::UnknownError("the first tree's start was not told");
+  // The start is told before the step; what is submitted then waits until after it.
+  first.sink->at_first = [&] {
+    ctx_.RecordError("TreeAttention", "an illegal memory access was encountered");
+    second_submitted = Submit(second, "second", 30);
+  };
+  ASSERT_TRUE(Submit(first, "first", 30).ok());
+  EXPECT_EQ(first.Wait().code(), absl::StatusCode::kInternal);
+  ASSERT_TRUE(second_submitted.ok()) << second_submitted;
+  const absl::Status status = second.Wait();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("TreeAttention"));
+  thread_.reset();
+  EXPECT_EQ(failures_, 1);
 }
 
 }  // namespace

@@ -73,7 +73,8 @@ void Project(const Context& ctx, const ProjectParams& p);
 // Rotates q, and k on its way into the cache; stores k and v at kv_slots. Pairs are
 // (i, i + head_dim / 2) of each head, as Hugging Face checkpoints expect.
 // A row with a non-finite k or v element has that element stored as 0 and row_bad[r] set to 1; an
-// element beyond the KV type's largest value is stored as that value.
+// element beyond the KV type's largest value, times its head's scale if it has one, is stored as
+// that value.
 struct RopeStoreKvParams {
   const void* qkv;           // [rows, (num_heads + 2 * num_kv_heads) * head_dim], rows [q | k | v]
   void* q;                   // [rows, num_heads * head_dim], out

@@ -17,7 +17,7 @@ struct KvLayout {
   int num_kv_heads = 0;
   int head_dim = 0;
   int page_size = 16;
-  DType dtype = DType::kF32;  // kF32, kF16 or kBF16
+  DType dtype = DType::kF32;  // kF32, kF16, kBF16 or kE4M3
 
   int64_t page_elements() const { return int64_t{num_kv_heads} * page_size * head_dim; }
   // Bytes of K and V of one page over all layers.
@@ -33,6 +33,14 @@ struct KvLayerView {
   int head_dim = 0;
   int page_size = 16;
   DType dtype = DType::kF32;
+  // With kE4M3, and only then: [num_kv_heads] in the device's memory, normal numbers above 0. An
+  // element's value is what is stored times its head's scale.
+  const float* k_scale = nullptr;
+  const float* v_scale = nullptr;
+
+  // On the CPU.
+  float KeyScale(int kv_head) const { return k_scale == nullptr ? 1.0f : k_scale[kv_head]; }
+  float ValueScale(int kv_head) const { return v_scale == nullptr ? 1.0f : v_scale[kv_head]; }
 
   // Element offset of (slot id, kv head).
   int64_t Offset(int64_t slot, int kv_head) const {

@@ -14,6 +14,7 @@ constexpr DTypeInfo BlockInfo(std::string_view name) {
 constexpr DTypeInfo kF32Info = {"F32", 1, 4};
 constexpr DTypeInfo kF16Info = {"F16", 1, 2};
 constexpr DTypeInfo kBF16Info = {"BF16", 1, 2};
+constexpr DTypeInfo kE4M3Info = {"E4M3", 1, 1};
 constexpr DTypeInfo kQ8_0Info = BlockInfo<BlockQ8_0>("Q8_0");
 constexpr DTypeInfo kQ4_0Info = BlockInfo<BlockQ4_0>("Q4_0");
 constexpr DTypeInfo kQ4_1Info = BlockInfo<BlockQ4_1>("Q4_1");
@@ -30,6 +31,8 @@ const DTypeInfo& Info(DType dtype) {
       return kF16Info;
     case DType::kBF16:
       return kBF16Info;
+    case DType::kE4M3:
+      return kE4M3Info;
     case DType::kQ8_0:
       return kQ8_0Info;
     case DType::kQ4_0:

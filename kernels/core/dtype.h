@@ -8,7 +8,8 @@
 
 namespace espalier {
 
-enum class DType : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ6_K };
+// kE4M3 (fp8.h) is a type of KV alone.
+enum class DType : uint8_t { kF32, kF16, kBF16, kE4M3, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ6_K };
 
 struct DTypeInfo {
   std::string_view name;

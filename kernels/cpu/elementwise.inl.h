@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/core/check.h"
+#include "kernels/core/fp8.h"
 #include "kernels/core/half.h"
 #include "kernels/cpu/kernel_table.h"
 
@@ -96,7 +97,7 @@ inline float Storable(float value, float largest) {
   return value < -largest ? -largest : value;
 }
 
-bool StoreKv(const float* values, int64_t n, DType dtype, std::byte* out) {
+bool StoreKv(const float* values, int64_t n, DType dtype, float scale, std::byte* out) {
   constexpr float kLargestHalf = 65504.0f;
   constexpr float kLargestBFloat16 = 0x1.fep127f;
   constexpr float kLargestFloat = 0x1.fffffep127f;
@@ -124,12 +125,19 @@ bool StoreKv(const float* values, int64_t n, DType dtype, std::byte* out) {
       }
       break;
     }
+    case DType::kE4M3: {
+      uint8_t* stored = reinterpret_cast<uint8_t*>(out);
+      for (int64_t i = 0; i < n; ++i) {
+        stored[i] = FloatToE4M3(Storable(values[i], kLargestFloat) / scale);
+      }
+      break;
+    }
     case DType::kQ8_0:
     case DType::kQ4_0:
     case DType::kQ4_1:
     case DType::kQ4_K:
     case DType::kQ6_K:
-      internal::CheckFailed("KV is not stored quantised", __FILE__, __LINE__);
+      internal::CheckFailed("KV is not stored in blocks", __FILE__, __LINE__);
   }
   return !AllFinite(values, n);
 }

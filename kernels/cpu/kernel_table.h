@@ -118,9 +118,9 @@ struct CpuKernels {
   // (a, b) = (a * cos - b * sin, b * cos + a * sin).
   void (*rotate)(const float* a, const float* b, const float* cos, const float* sin, int64_t n,
                  float* out_a, float* out_b);
-  // Stores values to a KV element type (kF32, kF16, kBF16). Values beyond the type's largest become
-  // that; non-finite ones become 0, and the result is true.
-  bool (*store_kv)(const float* values, int64_t n, DType dtype, std::byte* out);
+  // Stores values to a KV element type (kF32, kF16, kBF16, or kE4M3 divided by `scale`). Values
+  // beyond the type's largest become that; non-finite ones become 0, and the result is true.
+  bool (*store_kv)(const float* values, int64_t n, DType dtype, float scale, std::byte* out);
   bool (*all_finite)(const float* values, int64_t n);
 };
 

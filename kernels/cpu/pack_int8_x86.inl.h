@@ -168,6 +168,7 @@ void PackInt8(DType dtype, const std::byte* const rows[kPanelColumns], const Int
     case DType::kF32:
     case DType::kF16:
     case DType::kBF16:
+    case DType::kE4M3:
       break;
   }
   internal::CheckFailed("no int8 panel for this dtype", __FILE__, __LINE__);

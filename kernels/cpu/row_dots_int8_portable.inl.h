@@ -96,6 +96,7 @@ void RowDotsInt8Kernel(const RowDotsInt8& p) {
     case DType::kF32:
     case DType::kF16:
     case DType::kBF16:
+    case DType::kE4M3:
       break;
   }
   internal::CheckFailed("not a quantised dtype", __FILE__, __LINE__);

@@ -82,10 +82,10 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
             const float* v = k + kv_width;
             cpu.rotate(k, k + half, cos, sin, half, rotated_k, rotated_k + half);
             const size_t at = BytesOf(p.kv.dtype, p.kv.Offset(slot, h));
-            const bool bad_k =
-                cpu.store_kv(rotated_k, head_dim, p.kv.dtype, static_cast<std::byte*>(p.kv.k) + at);
-            const bool bad_v =
-                cpu.store_kv(v, head_dim, p.kv.dtype, static_cast<std::byte*>(p.kv.v) + at);
+            const bool bad_k = cpu.store_kv(rotated_k, head_dim, p.kv.dtype, p.kv.KeyScale(h),
+                                            static_cast<std::byte*>(p.kv.k) + at);
+            const bool bad_v = cpu.store_kv(v, head_dim, p.kv.dtype, p.kv.ValueScale(h),
+                                            static_cast<std::byte*>(p.kv.v) + at);
             if (bad_k || bad_v) p.row_bad[r] = 1;
           }
         }

@@ -64,12 +64,13 @@ TileMemory CarveTileMemory(Scratch& scratch, size_t packed_rows, size_t head_dim
   return memory;
 }
 
-// q of the partition's rows and the kv head's group, scaled so that scores are in log2 units.
+// q of the partition's rows and the kv head's group, scaled so that products with what is stored
+// are scores in log2 units.
 void GatherQueries(const TreeAttentionParams& p, const PlanPartition& partition, int kv_head,
                    float* q) {
   const int head_dim = p.kv.head_dim;
   const int group = p.plan->options.group_size;
-  const float scale = p.scale * std::numbers::log2e_v<float>;
+  const float scale = p.scale * std::numbers::log2e_v<float> * p.kv.KeyScale(kv_head);
   for (int32_t row = partition.rows.begin; row < partition.rows.end; ++row) {
     const int64_t query = p.plan->query_of_row[row];
     const float* from = Floats(p.q) + (query * p.num_heads + kv_head * group) * head_dim;
@@ -97,7 +98,7 @@ void StoreRows(const TreeAttentionParams& p, const PlanPartition& partition,
       partials.lse[state] = tile.max[i] + std::log2(sum);
     }
     const float* acc = tile.acc + static_cast<ptrdiff_t>(i) * tile.head_dim;
-    const float factor = 1.0f / sum;
+    const float factor = p.kv.ValueScale(tile.kv_head) / sum;
     for (int d = 0; d < tile.head_dim; ++d) out[d] = acc[d] * factor;
   }
 }
@@ -136,7 +137,7 @@ void CheckParams(const TreeAttentionParams& p) {
   ESPALIER_CHECK(p.kv.head_dim <= 256);
   ESPALIER_CHECK(p.kv.head_dim % 8 == 0);
   ESPALIER_CHECK(p.kv.dtype == DType::kF32 || p.kv.dtype == DType::kF16 ||
-                 p.kv.dtype == DType::kBF16);
+                 p.kv.dtype == DType::kBF16 || p.kv.dtype == DType::kE4M3);
   ESPALIER_CHECK(p.plan->page_size == p.kv.page_size);
   ESPALIER_CHECK(p.plan->num_pages <= p.kv.num_pages);
   ESPALIER_CHECK(p.num_heads == p.kv.num_kv_heads * p.plan->options.group_size);

@@ -32,6 +32,7 @@ struct AttentionTile {
 
   const float* q;  // [packed_rows, head_dim], times softmax scale and log2(e)
 
+  // Without the scales of kE4M3: those of keys are in q, the caller multiplies acc by the values'.
   // The result, initialised by the callee. A row that sees no key keeps sum 0.
   float* acc;  // [packed_rows, head_dim], sum over keys of 2^(score - max) * v
   float* max;  // [packed_rows], of the scores, in log2 units

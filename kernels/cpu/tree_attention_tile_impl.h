@@ -33,6 +33,7 @@ struct VecTypes {
   typedef float Float __attribute__((vector_size(kWidth * 4)));
   typedef int32_t Int __attribute__((vector_size(kWidth * 4)));
   typedef uint16_t Half __attribute__((vector_size(kWidth * 2)));
+  typedef uint8_t Byte __attribute__((vector_size(kWidth)));
 };
 template <int kWidth>
 using VecOf = typename VecTypes<kWidth>::Float;
@@ -46,6 +47,9 @@ struct F16 {
 };
 struct BF16 {
   uint16_t bits;
+};
+struct E4M3 {
+  uint8_t bits;
 };
 
 int Min(int a, int b) { return a < b ? a : b; }
@@ -85,6 +89,17 @@ VecOf<kWidth> Load(const F16* p) {
   const auto special = (bits & 0x7c00) == 0x7c00;
   const auto magnitude = (IntVecOf<kWidth>)finite | (special & (IntVecOf<kWidth>{} + 0x7f800000));
   return (VecOf<kWidth>)(magnitude | (bits & 0x8000) << 16);
+}
+
+// The cache holds no NaN, and none comes out.
+template <int kWidth>
+VecOf<kWidth> Load(const E4M3* p) {
+  typename VecTypes<kWidth>::Byte bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  const auto bits = __builtin_convertvector(bytes, IntVecOf<kWidth>);
+  // As fp32 the exponent is 120 too low, which a product repairs, of subnormals, too.
+  const VecOf<kWidth> magnitude = (VecOf<kWidth>)((bits & 0x7f) << 20) * 0x1p120f;
+  return (VecOf<kWidth>)((IntVecOf<kWidth>)magnitude | (bits & 0x80) << 24);
 }
 
 template <int kWidth>
@@ -453,6 +468,7 @@ void AttendTile(const AttentionTile& tile) {
   for (int i = 0; i < packed_rows * tile.head_dim; ++i) tile.acc[i] = 0.0f;
   if (tile.kv_dtype == DType::kF32) return AttendEntries<float>(tile);
   if (tile.kv_dtype == DType::kF16) return AttendEntries<F16>(tile);
+  if (tile.kv_dtype == DType::kE4M3) return AttendEntries<E4M3>(tile);
   AttendEntries<BF16>(tile);
 }
 

@@ -121,6 +121,8 @@ void Convert(const Context& ctx, const ConvertWeightsParams& p) {
       return blocks(static_cast<BlockQ4_K*>(nullptr));
     case DType::kQ6_K:
       return blocks(static_cast<BlockQ6_K*>(nullptr));
+    case DType::kE4M3:
+      internal::CheckFailed("not a type of weights", __FILE__, __LINE__);
   }
 }
 

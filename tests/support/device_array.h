@@ -5,12 +5,13 @@
 #include <span>
 #include <vector>
 
+#include "kernels/core/fp8.h"
 #include "kernels/core/half.h"
 #include "kernels/runtime/device_memory.h"
 
 namespace espalier::testing {
 
-// Element by element as DType stores it; kF32, kF16 or kBF16.
+// Element by element as DType stores it; kF32, kF16, kBF16 or kE4M3.
 inline std::vector<std::byte> Encode(DType dtype, std::span<const float> values) {
   std::vector<std::byte> bytes(BytesOf(dtype, static_cast<int64_t>(values.size())));
   auto* words = reinterpret_cast<uint16_t*>(bytes.data());
@@ -18,6 +19,7 @@ inline std::vector<std::byte> Encode(DType dtype, std::span<const float> values)
     if (dtype == DType::kF32) reinterpret_cast<float*>(bytes.data())[i] = values[i];
     if (dtype == DType::kF16) words[i] = FloatToHalf(values[i]);
     if (dtype == DType::kBF16) words[i] = FloatToBFloat16(values[i]);
+    if (dtype == DType::kE4M3) bytes[i] = static_cast<std::byte>(FloatToE4M3(values[i]));
   }
   return bytes;
 }
@@ -29,6 +31,7 @@ inline std::vector<float> Decode(DType dtype, std::span<const std::byte> bytes) 
     if (dtype == DType::kF32) values[i] = reinterpret_cast<const float*>(bytes.data())[i];
     if (dtype == DType::kF16) values[i] = HalfToFloat(words[i]);
     if (dtype == DType::kBF16) values[i] = BFloat16ToFloat(words[i]);
+    if (dtype == DType::kE4M3) values[i] = E4M3ToFloat(static_cast<uint8_t>(bytes[i]));
   }
   return values;
 }

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/core/fp8.h"
+
 namespace espalier::testing {
 
 double StoreAs(DType dtype, float value, int64_t element, std::vector<std::byte>* bytes) {
@@ -16,6 +18,10 @@ double StoreAs(DType dtype, float value, int64_t element, std::vector<std::byte>
     const _Float16 half = static_cast<_Float16>(value);
     std::memcpy(bytes->data() + element * 2, &half, 2);
     return static_cast<float>(half);
+  }
+  if (dtype == DType::kE4M3) {
+    (*bytes)[element] = static_cast<std::byte>(FloatToE4M3(value));
+    return E4M3ToFloat(static_cast<uint8_t>((*bytes)[element]));
   }
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t rounded = std::isnan(value) ? bits : bits + 0x7fff + ((bits >> 16) & 1);
@@ -30,6 +36,7 @@ double LoadAs(DType dtype, int64_t element, const std::vector<std::byte>& bytes)
     std::memcpy(&value, bytes.data() + element * 4, 4);
     return value;
   }
+  if (dtype == DType::kE4M3) return E4M3ToFloat(static_cast<uint8_t>(bytes[element]));
   uint16_t bits;
   std::memcpy(&bits, bytes.data() + element * 2, 2);
   if (dtype == DType::kBF16) return std::bit_cast<float>(uint32_t{bits} << 16);
@@ -49,20 +56,30 @@ KvMemory::KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_di
   const int64_t elements = slots * num_kv_heads * head_dim;
   k_values_.resize(elements);
   v_values_.resize(elements);
-  k_bytes_.resize(elements * (dtype == DType::kF32 ? 4 : 2));
+  k_bytes_.resize(BytesOf(dtype, elements));
   v_bytes_.resize(k_bytes_.size());
 
   std::vector<bool> seen(slots, false);
   for (int i = 0; i < forest.shape.num_queries(); ++i) {
     for (const int64_t slot : VisibleSlots(forest.shape, i)) seen[slot] = true;
   }
+  const bool scaled = dtype == DType::kE4M3;
+  std::uniform_real_distribution<float> scale(0.005f, 0.1f);
+  for (int head = 0; head < num_kv_heads; ++head) {
+    k_scales_.push_back(scaled ? scale(rng) : 1.0f);
+    v_scales_.push_back(scaled ? scale(rng) : 1.0f);
+  }
   std::normal_distribution<float> normal;
   for (int64_t slot = 0; slot < slots; ++slot) {
     for (int head = 0; head < num_kv_heads; ++head) {
       for (int d = 0; d < head_dim; ++d) {
         const int64_t element = view_.Offset(slot, head) + d;
-        k_values_[element] = StoreAs(dtype, seen[slot] ? normal(rng) : unseen, element, &k_bytes_);
-        v_values_[element] = StoreAs(dtype, seen[slot] ? normal(rng) : unseen, element, &v_bytes_);
+        const auto store = [&](float head_scale, std::vector<std::byte>* bytes) {
+          const float value = seen[slot] ? normal(rng) / head_scale : unseen;
+          return StoreAs(dtype, value, element, bytes) * head_scale;
+        };
+        k_values_[element] = store(k_scales_[head], &k_bytes_);
+        v_values_[element] = store(v_scales_[head], &v_bytes_);
       }
     }
   }
@@ -71,6 +88,10 @@ KvMemory::KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_di
 KvLayerView KvMemory::view() {
   view_.k = k_bytes_.data();
   view_.v = v_bytes_.data();
+  if (view_.dtype == DType::kE4M3) {
+    view_.k_scale = k_scales_.data();
+    view_.v_scale = v_scales_.data();
+  }
   return view_;
 }
 

@@ -13,19 +13,19 @@
 
 namespace espalier::testing {
 
-// Rounds to the dtype (kF32, kF16 or kBF16), stores it and returns the value stored.
+// Rounds to the dtype (kF32, kF16, kBF16 or kE4M3), stores it and returns the value stored.
 double StoreAs(DType dtype, float value, int64_t element, std::vector<std::byte>* bytes);
 double LoadAs(DType dtype, int64_t element, const std::vector<std::byte>& bytes);
 
 // One layer's K and V. Slots that some query sees hold normal values, rounded to the dtype; all
-// others hold `unseen`.
+// others hold `unseen`. With kE4M3 heads have scales of their own, all well away from 1.
 class KvMemory {
  public:
   KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_dim, DType dtype,
            float unseen = std::numeric_limits<float>::quiet_NaN());
 
   KvLayerView view();
-  // The stored value, as a double. `element` is an offset of KvLayerView::Offset plus a dimension.
+  // The value, with its scale. `element` is an offset of KvLayerView::Offset plus a dimension.
   double k(int64_t element) const { return k_values_[element]; }
   double v(int64_t element) const { return v_values_[element]; }
 
@@ -35,6 +35,8 @@ class KvMemory {
   std::vector<double> v_values_;
   std::vector<std::byte> k_bytes_;
   std::vector<std::byte> v_bytes_;
+  std::vector<float> k_scales_;
+  std::vector<float> v_scales_;
 };
 
 // out[num_queries, num_heads, head_dim]; softmax over exactly the keys that each query sees.

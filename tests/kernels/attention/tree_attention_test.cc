@@ -150,7 +150,7 @@ std::string ParamName(const ::testing::TestParamInfo<std::tuple<CpuIsa, DType>>&
 INSTANTIATE_TEST_SUITE_P(
     Isas, TreeAttentionTest,
     ::testing::Combine(::testing::Values(CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512),
-                       ::testing::Values(DType::kF32, DType::kF16, DType::kBF16)),
+                       ::testing::Values(DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3)),
     ParamName);
 
 // A long chunk of prefill over a long context, in many tiles, beside decoding branches.

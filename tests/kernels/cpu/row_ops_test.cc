@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "kernels/core/fp8.h"
 #include "kernels/core/half.h"
 #include "kernels/ops.h"
 #include "tests/support/random_weights.h"
@@ -128,7 +129,15 @@ struct PoisonedKv {
              .num_kv_heads = num_kv_heads,
              .head_dim = head_dim,
              .page_size = page_size,
-             .dtype = dtype} {}
+             .dtype = dtype} {
+    if (dtype != DType::kE4M3) return;
+    for (int head = 0; head < num_kv_heads; ++head) {
+      k_scale.push_back(0.011f * static_cast<float>(head + 1));
+      v_scale.push_back(0.07f / static_cast<float>(head + 1));
+    }
+    view.k_scale = k_scale.data();
+    view.v_scale = v_scale.data();
+  }
 
   float At(const std::vector<std::byte>& side, int64_t element) const {
     const std::byte* at = side.data() + BytesOf(view.dtype, element);
@@ -137,12 +146,17 @@ struct PoisonedKv {
       std::memcpy(&value, at, sizeof(value));
       return value;
     }
+    if (view.dtype == DType::kE4M3) {
+      const int64_t head = element / view.head_dim / view.page_size % view.num_kv_heads;
+      return E4M3ToFloat(static_cast<uint8_t>(*at)) * (&side == &k ? k_scale : v_scale)[head];
+    }
     uint16_t bits;
     std::memcpy(&bits, at, sizeof(bits));
     return view.dtype == DType::kF16 ? HalfToFloat(bits) : BFloat16ToFloat(bits);
   }
 
   std::vector<std::byte> k, v;
+  std::vector<float> k_scale, v_scale;
   KvLayerView view;
 };
 
@@ -152,10 +166,15 @@ double StorageError(DType dtype) {
       return 0x1p-11;
     case DType::kBF16:
       return 0x1p-8;
+    case DType::kE4M3:
+      return 0x1p-4;
     default:
       return 0;
   }
 }
+
+// Of types whose subnormals are met.
+double SubnormalStep(DType dtype) { return dtype == DType::kE4M3 ? 0x1p-9 : 0; }
 
 class RopeTest : public RowOpsTest {
  protected:
@@ -211,7 +230,7 @@ class RopeTest : public RowOpsTest {
 };
 
 TEST_P(RopeTest, RotatesAndStoresOnlyItsSlots) {
-  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3}) {
     for (int head_dim : {8, 18, 64, 128}) {
       SCOPED_TRACE(std::string(Info(dtype).name) + " head_dim " + std::to_string(head_dim));
       std::mt19937 rng(head_dim);
@@ -244,8 +263,12 @@ TEST_P(RopeTest, RotatesAndStoresOnlyItsSlots) {
             const int64_t at = kv.view.Offset(input.slots[r], h) + i;
             const double k = rotated(before.K(r) + h * head_dim, i, position);
             const double v = before.V(r)[h * head_dim + i];
-            ASSERT_NEAR(kv.At(kv.k, at), k, 2e-6 + StorageError(dtype) * std::abs(k));
-            ASSERT_NEAR(kv.At(kv.v, at), v, 1e-7 + StorageError(dtype) * std::abs(v));
+            const double half_step = SubnormalStep(dtype) / 2;
+            ASSERT_NEAR(kv.At(kv.k, at), k,
+                        2e-6 + half_step * kv.view.KeyScale(h) + StorageError(dtype) * std::abs(k));
+            ASSERT_NEAR(
+                kv.At(kv.v, at), v,
+                1e-7 + half_step * kv.view.ValueScale(h) + StorageError(dtype) * std::abs(v));
           }
         }
       }
@@ -261,7 +284,7 @@ TEST_P(RopeTest, RotatesAndStoresOnlyItsSlots) {
 }
 
 TEST_P(RopeTest, StoresNonFiniteAsZeroAndFlagsTheRow) {
-  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3}) {
     SCOPED_TRACE(Info(dtype).name);
     std::mt19937 rng(23);
     PoisonedKv kv(dtype, 2, 2, 32, 16);
@@ -288,7 +311,8 @@ TEST_P(RopeTest, StoresNonFiniteAsZeroAndFlagsTheRow) {
 
 TEST_P(RopeTest, ClampsWhatTheKvTypeCannotHold) {
   const std::pair<DType, float> largest[] = {{DType::kF16, 65504.0f},
-                                             {DType::kBF16, BFloat16ToFloat(0x7f7f)}};
+                                             {DType::kBF16, BFloat16ToFloat(0x7f7f)},
+                                             {DType::kE4M3, kLargestE4M3 * 0.07f}};
   for (const auto& [dtype, limit] : largest) {
     SCOPED_TRACE(Info(dtype).name);
     std::mt19937 rng(29);
@@ -317,7 +341,7 @@ TEST_P(RowOpsTest, GatherRowsCopiesInOrder) {
 }
 
 TEST_P(RowOpsTest, CopySlotsMovesAllHeadsAndNothingElse) {
-  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3}) {
     SCOPED_TRACE(Info(dtype).name);
     std::mt19937 rng(37);
     PoisonedKv kv(dtype, 3, 2, 8, 16);

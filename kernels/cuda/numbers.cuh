@@ -1,8 +1,9 @@
-// Activation types on the device: conversion, and eight of them in one 16-byte access.
+// Element types on the device: conversion, and eight activations in one 16-byte access.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 
@@ -11,9 +12,18 @@
 
 namespace espalier::cuda {
 
+// The KV type of kernels/core/fp8.h, before its scale.
+struct E4M3 {
+  uint8_t bits;
+};
+
 __device__ inline float ToFloat(float value) { return value; }
 __device__ inline float ToFloat(__half value) { return __half2float(value); }
 __device__ inline float ToFloat(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+__device__ inline float ToFloat(E4M3 value) {
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(value.bits, __NV_E4M3)));
+}
 
 template <typename T>
 __device__ T FromFloat(float value);
@@ -30,12 +40,20 @@ __device__ inline __nv_bfloat16 FromFloat<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
 }
 
+template <>
+__device__ inline E4M3 FromFloat<E4M3>(float value) {
+  return {__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3)};
+}
+
 template <typename T>
 inline constexpr float kLargest = 0;
 template <>
 inline constexpr float kLargest<__half> = 65504.0f;
 template <>
 inline constexpr float kLargest<__nv_bfloat16> = 3.38953139e38f;
+
+template <>
+inline constexpr float kLargest<E4M3> = 448.0f;
 
 // Eight activations, one access.
 template <typename T>

@@ -18,7 +18,7 @@ using espalier::cuda::ToFloat;
 // Heads of a block: a thread has one pair of one head.
 constexpr int kHeads = 8;
 
-template <typename T>
+template <typename T, typename Kv>
 struct RopeArguments {
   const T* qkv;
   T* q;
@@ -27,8 +27,10 @@ struct RopeArguments {
   const float* inv_freq;
   float magnitude;
   int num_heads;
-  T* k_cache;
-  T* v_cache;
+  Kv* k_cache;
+  Kv* v_cache;
+  const float* k_scale;  // null: 1
+  const float* v_scale;
   int num_kv_heads;
   int head_dim;
   int page_size;
@@ -36,18 +38,18 @@ struct RopeArguments {
 };
 
 // Non-finite values would spoil whoever multiplies a whole page: they are stored as 0.
-template <typename T>
-__device__ T Storable(float value, bool* bad) {
+template <typename Kv>
+__device__ Kv Storable(float value, float scale, bool* bad) {
   if (!isfinite(value)) {
     *bad = true;
-    return FromFloat<T>(0.0f);
+    return FromFloat<Kv>(0.0f);
   }
-  return FromFloat<T>(fminf(fmaxf(value, -kLargest<T>), kLargest<T>));
+  return FromFloat<Kv>(fminf(fmaxf(value / scale, -kLargest<Kv>), kLargest<Kv>));
 }
 
 // Grid: (rows, q heads and kv heads / kHeads). Block: (head_dim / 2, kHeads).
-template <typename T>
-__global__ void RopeStoreKvKernel(const RopeArguments<T> p) {
+template <typename T, typename Kv>
+__global__ void RopeStoreKvKernel(const RopeArguments<T, Kv> p) {
   // Attention that comes next may begin with KV of earlier steps.
   espalier::cuda::LetDependentsStart();
   const int64_t row = blockIdx.x;
@@ -82,11 +84,13 @@ __global__ void RopeStoreKvKernel(const RopeArguments<T> p) {
   const int64_t at =
       ((slot / p.page_size * p.num_kv_heads + kv_head) * p.page_size + slot % p.page_size) *
       p.head_dim;
+  const float k_scale = p.k_scale == nullptr ? 1.0f : p.k_scale[kv_head];
+  const float v_scale = p.v_scale == nullptr ? 1.0f : p.v_scale[kv_head];
   bool bad = false;
-  p.k_cache[at + i] = Storable<T>(rotated_a, &bad);
-  p.k_cache[at + i + half] = Storable<T>(rotated_b, &bad);
-  p.v_cache[at + i] = Storable<T>(ToFloat(v[i]), &bad);
-  p.v_cache[at + i + half] = Storable<T>(ToFloat(v[i + half]), &bad);
+  p.k_cache[at + i] = Storable<Kv>(rotated_a, k_scale, &bad);
+  p.k_cache[at + i + half] = Storable<Kv>(rotated_b, k_scale, &bad);
+  p.v_cache[at + i] = Storable<Kv>(ToFloat(v[i]), v_scale, &bad);
+  p.v_cache[at + i + half] = Storable<Kv>(ToFloat(v[i + half]), v_scale, &bad);
   if (bad) p.row_bad[row] = 1;
 }
 
@@ -94,26 +98,35 @@ __global__ void RopeStoreKvKernel(const RopeArguments<T> p) {
 
 void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
   if (p.rows == 0) return;
-  ESPALIER_CHECK(p.kv.dtype == ctx.activation_dtype());
+  ESPALIER_CHECK(p.kv.dtype == ctx.activation_dtype() || p.kv.dtype == DType::kE4M3);
   ESPALIER_CHECK(p.kv.head_dim % 2 == 0);
   ESPALIER_CHECK(p.kv.head_dim / 2 * kHeads <= 1024);
   const dim3 grid(p.rows, (p.num_heads + p.kv.num_kv_heads + kHeads - 1) / kHeads);
   const dim3 block(p.kv.head_dim / 2, kHeads);
-  DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
+  const auto launch = [&]<typename T, typename Kv>() {
     RopeStoreKvKernel<<<grid, block, 0, StreamOf(ctx)>>>(
-        RopeArguments<T>{.qkv = static_cast<const T*>(p.qkv),
-                         .q = static_cast<T*>(p.q),
-                         .positions = p.positions,
-                         .kv_slots = p.kv_slots,
-                         .inv_freq = p.inv_freq,
-                         .magnitude = p.rope_magnitude,
-                         .num_heads = p.num_heads,
-                         .k_cache = static_cast<T*>(p.kv.k),
-                         .v_cache = static_cast<T*>(p.kv.v),
-                         .num_kv_heads = p.kv.num_kv_heads,
-                         .head_dim = p.kv.head_dim,
-                         .page_size = p.kv.page_size,
-                         .row_bad = p.row_bad});
+        RopeArguments<T, Kv>{.qkv = static_cast<const T*>(p.qkv),
+                             .q = static_cast<T*>(p.q),
+                             .positions = p.positions,
+                             .kv_slots = p.kv_slots,
+                             .inv_freq = p.inv_freq,
+                             .magnitude = p.rope_magnitude,
+                             .num_heads = p.num_heads,
+                             .k_cache = static_cast<Kv*>(p.kv.k),
+                             .v_cache = static_cast<Kv*>(p.kv.v),
+                             .k_scale = p.kv.k_scale,
+                             .v_scale = p.kv.v_scale,
+                             .num_kv_heads = p.kv.num_kv_heads,
+                             .head_dim = p.kv.head_dim,
+                             .page_size = p.kv.page_size,
+                             .row_bad = p.row_bad});
+  };
+  DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
+    if (p.kv.dtype == DType::kE4M3) {
+      launch.template operator()<T, espalier::cuda::E4M3>();
+    } else {
+      launch.template operator()<T, T>();
+    }
   });
   CheckLaunch(ctx, "RopeStoreKv");
 }

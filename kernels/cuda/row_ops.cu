@@ -136,24 +136,22 @@ __global__ void FlagNonFiniteKernel(const T* x, int64_t cols, uint8_t* row_bad) 
   if (__syncthreads_or(bad) && threadIdx.x == 0) row_bad[blockIdx.x] = 1;
 }
 
-// Grid: (slots, kv heads, K and V). Elements are of two bytes.
+// Grid: (kv heads, K and V, layers). `row_bytes` is a slot's of one head, a multiple of 16.
 // A block does one head's K or V of a layer, a chunk of slots at a time: a chunk is read whole
 // before it is written.
 constexpr int kCopyChunk = 64;
 
-__global__ void CopySlotsKernel(KvLayerView kv, ptrdiff_t layer_bytes, const int64_t* from,
-                                const int64_t* to, int count) {
+__global__ void CopySlotsKernel(KvLayerView kv, int row_bytes, ptrdiff_t layer_bytes,
+                                const int64_t* from, const int64_t* to, int count) {
   extern __shared__ uint4 chunk[];
-  auto* side = reinterpret_cast<uint16_t*>(static_cast<char*>(blockIdx.y == 0 ? kv.k : kv.v) +
-                                           blockIdx.z * layer_bytes);
+  auto* side = reinterpret_cast<uint4*>(static_cast<char*>(blockIdx.y == 0 ? kv.k : kv.v) +
+                                        blockIdx.z * layer_bytes);
   const int head = static_cast<int>(blockIdx.x);
-  const int vectors = kv.head_dim / 8;
+  const int vectors = row_bytes / static_cast<int>(sizeof(uint4));
   const auto vector = [&](int64_t slot, int i) {
-    return reinterpret_cast<uint4*>(side +
-                                    ((slot / kv.page_size * kv.num_kv_heads + head) * kv.page_size +
-                                     slot % kv.page_size) *
-                                        kv.head_dim) +
-           i;
+    const int64_t row = (slot / kv.page_size * kv.num_kv_heads + head) * kv.page_size +
+                        slot % kv.page_size;
+    return side + row * vectors + i;
   };
   for (int begin = 0; begin < count; begin += kCopyChunk) {
     const int total = min(kCopyChunk, count - begin) * vectors;
@@ -240,10 +238,11 @@ void FlagNonFinite(const Context& ctx, const FlagNonFiniteParams& p) {
 
 void CopySlots(const Context& ctx, const CopySlotsParams& p) {
   if (p.count == 0) return;
-  ESPALIER_CHECK(p.kv.dtype == ctx.activation_dtype());
+  const int row_bytes = static_cast<int>(BytesOf(p.kv.dtype, p.kv.head_dim));
+  ESPALIER_CHECK(row_bytes % sizeof(uint4) == 0);
   const dim3 grid(p.kv.num_kv_heads, 2, p.num_layers);
-  const size_t shared = sizeof(uint16_t) * kCopyChunk * p.kv.head_dim;
-  CopySlotsKernel<<<grid, 256, shared, StreamOf(ctx)>>>(p.kv, p.layer_bytes, p.from, p.to, p.count);
+  CopySlotsKernel<<<grid, 256, kCopyChunk * row_bytes, StreamOf(ctx)>>>(
+      p.kv, row_bytes, p.layer_bytes, p.from, p.to, p.count);
   CheckLaunch(ctx, "CopySlots");
 }
 

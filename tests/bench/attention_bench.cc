@@ -35,6 +35,7 @@ struct Options {
   std::string variant = "all";
   std::string heads = "32/8";
   std::string dtype;  // empty: the device's usual one
+  std::string kv_dtype = "auto";
   int head_dim = 128;
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   int block_tokens = 0;
@@ -67,6 +68,7 @@ AttentionProblem MakeProblem(const Options& options) {
       (problem.dtype == DType::kF32 || (options.head_dim != 64 && options.head_dim != 128))) {
     throw CLI::ValidationError("--device cuda: bf16 or f16, --head-dim 64 or 128");
   }
+  problem.kv_dtype = options.kv_dtype == "fp8" ? DType::kE4M3 : problem.dtype;
   problem.threads = options.threads;
   problem.block_tokens = options.block_tokens;
   problem.tile_rows = options.tile_rows;
@@ -108,6 +110,7 @@ nlohmann::ordered_json RowOf(const AttentionProblem& problem, const AttentionRep
       {"partitions", times.partitions},
       {"partial_bytes", times.partial_bytes},
       {"relative_error", times.error}};
+  if (problem.kv_dtype == DType::kE4M3) row["relative_error_of_kv"] = times.kv_error;
   if (report.read_bytes_per_s > 0) {
     const double roofline_us = 1e6 * std::max(LeastBytes(problem, stats) / report.read_bytes_per_s,
                                               flops / report.flops_per_s);
@@ -122,11 +125,12 @@ nlohmann::ordered_json RowOf(const AttentionProblem& problem, const AttentionRep
 }
 
 void PrintTable(const nlohmann::ordered_json& report) {
-  std::printf("%s; %s, %d queries; heads %s x %d, %s, page %d\n",
+  std::printf("%s; %s, %d queries; heads %s x %d, %s, KV %s, page %d\n",
               report["device"].get<std::string>().c_str(),
               report["tree"].get<std::string>().c_str(), report["queries"].get<int>(),
               report["heads"].get<std::string>().c_str(), report["head_dim"].get<int>(),
-              report["dtype"].get<std::string>().c_str(), report["page_size"].get<int>());
+              report["dtype"].get<std::string>().c_str(),
+              report["kv_dtype"].get<std::string>().c_str(), report["page_size"].get<int>());
   if (report.contains("read_gb_per_s")) {
     std::printf("measured: read %.0f GB/s, matrix product %.0f TFLOP/s\n",
                 report["read_gb_per_s"].get<double>(), report["matmul_tflop_per_s"].get<double>());
@@ -146,6 +150,12 @@ void PrintTable(const nlohmann::ordered_json& report) {
         number("plan_grown_us"), row["partitions"].get<int>(), number("partial_bytes") / 1e6,
         number("relative_error"));
   }
+  for (const auto& row : report["rows"]) {
+    if (!row.contains("relative_error_of_kv")) continue;
+    std::printf("%s: error against KV as it was before E4M3 %.1e\n",
+                row["variant"].get<std::string>().c_str(),
+                row["relative_error_of_kv"].get<double>());
+  }
 }
 
 void Run(const Options& options) {
@@ -158,6 +168,7 @@ void Run(const Options& options) {
                                    {"heads", options.heads},
                                    {"head_dim", problem.head_dim},
                                    {"dtype", Info(problem.dtype).name},
+                                   {"kv_dtype", Info(problem.kv_dtype).name},
                                    {"page_size", problem.tree.shape.page_size}};
   if (measured.read_bytes_per_s > 0) {
     report["read_gb_per_s"] = measured.read_bytes_per_s / 1e9;
@@ -204,6 +215,9 @@ void AddAttentionCommand(CLI::App& app) {
   command->add_option("--head-dim", options->head_dim)->check(CLI::Range(8, 256));
   command->add_option("--dtype", options->dtype, "KV type; on CUDA of everything (default bf16)")
       ->check(CLI::IsMember(kDTypes));
+  command
+      ->add_option("--kv-dtype", options->kv_dtype, "auto: as --dtype; fp8: E4M3 with scales")
+      ->check(CLI::IsMember({"auto", "fp8"}));
   command->add_option("--page", options->tree.page_size, "Tokens a page")
       ->check(CLI::IsMember({16, 32, 64}));
   command->add_option("--threads", options->threads)->check(CLI::PositiveNumber);

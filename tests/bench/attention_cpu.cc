@@ -1,14 +1,13 @@
 // Tree attention of one layer on the CPU. KV is cold: enough layers that no cache holds them all.
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <vector>
 
 #include "kernels/cpu/tree_attention.h"
 #include "tests/bench/attention_measure.h"
+#include "tests/support/naive_attention.h"
 #include "tests/support/random_forest.h"
 
 namespace espalier::bench {
@@ -25,72 +24,70 @@ struct CpuMemory {
   // Layers that hold the same values.
   std::vector<std::vector<std::byte>> k;
   std::vector<std::vector<std::byte>> v;
+  std::vector<float> scales;  // of a layer's K, or V; empty unless KV is kE4M3
+  std::vector<float> k_exact;  // before rounding
+  std::vector<float> v_exact;
   std::vector<float> q;
   std::vector<float> out;
 
+  float Scale() const { return scales.empty() ? 1.0f : scales.front(); }
   KvLayerView Layer(int layer) {
+    const float* scale = scales.empty() ? nullptr : scales.data();
     return {.k = k[layer].data(),
             .v = v[layer].data(),
             .num_pages = problem.tree.num_pages,
             .num_kv_heads = problem.num_kv_heads,
             .head_dim = problem.head_dim,
             .page_size = problem.tree.shape.page_size,
-            .dtype = problem.dtype};
+            .dtype = problem.kv_dtype,
+            .k_scale = scale,
+            .v_scale = scale};
   }
 };
 
 CpuMemory MakeMemory(const AttentionProblem& problem) {
-  CpuMemory memory{problem, {}, {}, {}, {}};
+  CpuMemory memory{problem, {}, {}, {}, {}, {}, {}, {}};
   std::mt19937 rng(1);
   constexpr int64_t kColdBytes = int64_t{192} << 20;
   constexpr int kMostLayers = 64;
   const int64_t elements = int64_t{problem.tree.num_pages} * problem.tree.shape.page_size *
                            problem.num_kv_heads * problem.head_dim;
-  const int64_t bytes = static_cast<int64_t>(BytesOf(problem.dtype, elements));
+  const int64_t bytes = static_cast<int64_t>(BytesOf(problem.kv_dtype, elements));
   const int layers =
       static_cast<int>(std::clamp<int64_t>(kColdBytes / (2 * bytes) + 1, 2, kMostLayers));
+  if (problem.kv_dtype == DType::kE4M3) memory.scales.assign(problem.num_kv_heads, kKvScale);
+  const float scale = memory.Scale();
   std::normal_distribution<float> normal;
-  std::vector<std::byte> layer(bytes);
-  for (int64_t i = 0; i < elements; ++i) {
-    const float value = normal(rng);
-    if (problem.dtype == DType::kF32) {
-      std::memcpy(layer.data() + i * 4, &value, 4);
-    } else if (problem.dtype == DType::kF16) {
-      const _Float16 half = static_cast<_Float16>(value);
-      std::memcpy(layer.data() + i * 2, &half, 2);
-    } else {
-      const uint16_t half = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
-      std::memcpy(layer.data() + i * 2, &half, 2);
+  const auto fill = [&](std::vector<std::vector<std::byte>>* stored, std::vector<float>* exact) {
+    std::vector<std::byte> layer(bytes);
+    exact->resize(elements);
+    for (int64_t i = 0; i < elements; ++i) {
+      (*exact)[i] = normal(rng);
+      testing::StoreAs(problem.kv_dtype, (*exact)[i] / scale, i, &layer);
     }
-  }
-  memory.k.assign(layers, layer);
-  std::rotate(layer.begin(), layer.begin() + 4 * (bytes / 12), layer.end());
-  memory.v.assign(layers, layer);
+    stored->assign(layers, layer);
+  };
+  fill(&memory.k, &memory.k_exact);
+  fill(&memory.v, &memory.v_exact);
   memory.q.resize(size_t(problem.tree.shape.num_queries()) * problem.num_heads * problem.head_dim);
   for (float& x : memory.q) x = normal(rng);
   memory.out.resize(memory.q.size());
   return memory;
 }
 
-double Stored(const std::vector<std::byte>& bytes, DType dtype, int64_t element) {
-  if (dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, bytes.data() + element * 4, 4);
-    return value;
-  }
-  uint16_t bits;
-  std::memcpy(&bits, bytes.data() + element * 2, 2);
-  if (dtype == DType::kBF16) return std::bit_cast<float>(uint32_t{bits} << 16);
-  return static_cast<float>(std::bit_cast<_Float16>(bits));
-}
-
-// ||out - reference|| / ||reference|| over a few queries, all heads, in double precision.
-double RelativeError(CpuMemory& memory, float scale) {
+// ||out - reference|| / ||reference|| over a few queries, all heads, in double precision; the
+// reference is attention over KV as it is stored, or as it was before.
+double RelativeError(CpuMemory& memory, float scale, bool stored) {
   constexpr int kSampled = 4;
   const AttentionProblem& problem = memory.problem;
   const TreeShape& shape = problem.tree.shape;
   const KvLayerView view = memory.Layer(0);
   const int head_dim = problem.head_dim;
+  const auto value = [&](const std::vector<std::byte>& side, const std::vector<float>& exact,
+                         int64_t element) {
+    if (!stored) return double{exact[element]};
+    return testing::LoadAs(problem.kv_dtype, element, side) * memory.Scale();
+  };
   const int group = problem.num_heads / problem.num_kv_heads;
   double error = 0;
   double norm = 0;
@@ -105,7 +102,7 @@ double RelativeError(CpuMemory& memory, float scale) {
         double score = 0;
         for (int d = 0; d < head_dim; ++d) {
           score += memory.q[row + d] *
-                   Stored(memory.k[0], problem.dtype, view.Offset(slot, head / group) + d);
+                   value(memory.k[0], memory.k_exact, view.Offset(slot, head / group) + d);
         }
         weights.push_back(score * scale);
         highest = std::max(highest, weights.back());
@@ -116,7 +113,7 @@ double RelativeError(CpuMemory& memory, float scale) {
         double want = 0;
         for (size_t s = 0; s < slots.size(); ++s) {
           want += weights[s] / sum *
-                  Stored(memory.v[0], problem.dtype, view.Offset(slots[s], head / group) + d);
+                  value(memory.v[0], memory.v_exact, view.Offset(slots[s], head / group) + d);
         }
         error += (memory.out[row + d] - want) * (memory.out[row + d] - want);
         norm += want * want;
@@ -147,7 +144,8 @@ AttentionTimes MeasureVariant(const Context& ctx, AttentionVariant variant, CpuM
   };
   std::fill(memory.out.begin(), memory.out.end(), std::nanf(""));
   attend(0);
-  const double error = RelativeError(memory, scale);
+  const double error = RelativeError(memory, scale, /*stored=*/true);
+  const double kv_error = RelativeError(memory, scale, /*stored=*/false);
   const int layers = static_cast<int>(memory.k.size());
   std::vector<double> layer_us;
   for (int i = 0; i < problem.repeats; ++i) {
@@ -161,6 +159,7 @@ AttentionTimes MeasureVariant(const Context& ctx, AttentionVariant variant, CpuM
           .spread_us = Percentile(layer_us, 0.9) - Percentile(layer_us, 0.1),
           .planning = TimePlanning(problem.tree.shape, options, problem.repeats),
           .error = error,
+          .kv_error = kv_error,
           .partitions = plan.num_partitions(),
           .partial_bytes = plan.PartialBytes(problem.num_heads, problem.head_dim),
           .stats = plan.stats};

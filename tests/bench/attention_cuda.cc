@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <deque>
+#include <numeric>
 
 #include "kernels/core/half.h"
 #include "kernels/cuda/cuda_device.h"
@@ -48,22 +49,34 @@ class CudaBench {
         buffers_(ctx, problem.num_heads, problem.head_dim, problem.kernel) {
     const int64_t kv_elements = int64_t{problem.tree.num_pages} * problem.tree.shape.page_size *
                                 problem.num_kv_heads * problem.head_dim;
-    const auto kv_bytes = static_cast<int64_t>(2 * BytesOf(problem.dtype, kv_elements));
+    const auto kv_bytes = static_cast<int64_t>(2 * BytesOf(problem.kv_dtype, kv_elements));
     const auto cold_bytes = static_cast<int64_t>(kColdFactor * testing::L2Bytes(ctx));
     const auto layers =
         static_cast<int>(std::clamp<int64_t>(cold_bytes / kv_bytes + 1, 2, kMostLayers));
-    for (int i = 0; i < layers; ++i) {
-      layers_.push_back({.k = RandomBuffer(ctx, problem.dtype, kv_elements, 3 * i),
-                         .v = RandomBuffer(ctx, problem.dtype, kv_elements, 3 * i + 1),
-                         .q = RandomBuffer(ctx, problem.dtype, OutElements(), 3 * i + 2),
-                         .out = Allocate(ctx, BytesOf(problem.dtype, OutElements()))});
+    if (scaled()) {
+      const std::vector<float> scales(problem.num_kv_heads, kKvScale);
+      scales_ = Allocate(ctx, scales.size() * sizeof(float));
+      CopyToDevice(ctx, scales_.As<void>(), scales.data(), scales_.bytes());
+      Synchronize(ctx);
     }
-    const DeviceBuffer reference = Allocate(ctx, OutElements() * sizeof(float));
-    testing::ReferenceAttention(ctx, problem.tree.shape, View(layers_[0]), layers_[0].q.As<void>(),
-                                problem.num_heads, Scale(), reference.As<float>());
-    reference_.resize(OutElements());
-    CopyToHost(ctx, reference_.data(), reference.As<void>(), reference.bytes());
-    Synchronize(ctx);
+    for (int i = 0; i < layers; ++i) {
+      layers_.push_back({.k = Allocate(ctx, kv_bytes / 2),
+                         .v = Allocate(ctx, kv_bytes / 2),
+                         .q = RandomBuffer(ctx, problem.dtype, OutElements(), 2 * i + 1),
+                         .out = Allocate(ctx, BytesOf(problem.dtype, OutElements()))});
+      FillKv(View(layers_[i]), /*seed=*/2 * i);
+    }
+    reference_ = Reference(View(layers_[0]));
+    if (!scaled()) return;
+    const DeviceBuffer k = Allocate(ctx, BytesOf(problem.dtype, kv_elements));
+    const DeviceBuffer v = Allocate(ctx, BytesOf(problem.dtype, kv_elements));
+    KvLayerView exact = View(layers_[0]);
+    exact.k = k.As<void>();
+    exact.v = v.As<void>();
+    exact.dtype = problem.dtype;
+    exact.k_scale = exact.v_scale = nullptr;
+    FillKv(exact, /*seed=*/0);
+    exact_reference_ = Reference(exact);
   }
 
   AttentionTimes Measure(AttentionVariant variant) {
@@ -75,7 +88,7 @@ class CudaBench {
     TreePlanner planner;
     const TreePlan& plan = planner.Plan(problem_.tree.shape, options);
     if (!buffers_.Upload(plan)) throw CLI::ValidationError("the device lacks memory for the plan");
-    const double error = RelativeError();
+    const std::vector<float> out = OutOfFirstLayer();
     std::vector<double> times = testing::TimeReplays(ctx_, problem_.repeats, [&] {
       for (const Layer& layer : layers_) Attend(layer);
     });
@@ -84,7 +97,8 @@ class CudaBench {
             .us = Percentile(times, 0.5),
             .spread_us = Percentile(times, 0.9) - Percentile(times, 0.1),
             .planning = TimePlanning(problem_.tree.shape, options, problem_.repeats),
-            .error = error,
+            .error = RelativeError(out, reference_),
+            .kv_error = scaled() ? RelativeError(out, exact_reference_) : 0,
             .partitions = plan.num_partitions(),
             .partial_bytes = plan.PartialBytes(problem_.num_heads, problem_.head_dim),
             .stats = plan.stats};
@@ -98,6 +112,7 @@ class CudaBench {
     DeviceBuffer out;
   };
 
+  bool scaled() const { return problem_.kv_dtype == DType::kE4M3; }
   int64_t OutElements() const {
     return int64_t{problem_.tree.shape.num_queries()} * problem_.num_heads * problem_.head_dim;
   }
@@ -109,7 +124,9 @@ class CudaBench {
             .num_kv_heads = problem_.num_kv_heads,
             .head_dim = problem_.head_dim,
             .page_size = problem_.tree.shape.page_size,
-            .dtype = problem_.dtype};
+            .dtype = problem_.kv_dtype,
+            .k_scale = scaled() ? scales_.As<float>() : nullptr,
+            .v_scale = scaled() ? scales_.As<float>() : nullptr};
   }
   void Attend(const Layer& layer) {
     kernels::TreeAttention(ctx_, {.q = layer.q.As<void>(),
@@ -121,21 +138,65 @@ class CudaBench {
                                   .out = layer.out.As<void>()});
   }
 
-  // Of the first layer, over a poisoned output.
-  double RelativeError() {
+  // Stores a token of random K and V in every slot.
+  void FillKv(const KvLayerView& kv, uint64_t seed) {
+    constexpr int kRows = 1 << 14;
+    const int width = 2 * kv.num_kv_heads * kv.head_dim;
+    const int64_t num_slots = int64_t{kv.num_pages} * kv.page_size;
+    const DeviceBuffer qkv = RandomBuffer(ctx_, problem_.dtype, int64_t{kRows} * width, seed);
+    const DeviceBuffer zeros = Allocate(ctx_, kRows * sizeof(int32_t));
+    const DeviceBuffer slots = Allocate(ctx_, kRows * sizeof(int64_t));
+    FillDevice(ctx_, zeros.As<void>(), 0, zeros.bytes());
+    for (int64_t begin = 0; begin < num_slots; begin += kRows) {
+      std::vector<int64_t> ids(std::min<int64_t>(kRows, num_slots - begin));
+      std::iota(ids.begin(), ids.end(), begin);
+      CopyToDevice(ctx_, slots.As<void>(), ids.data(), ids.size() * sizeof(int64_t));
+      // At position 0 nothing is rotated.
+      kernels::RopeStoreKv(ctx_, {.qkv = qkv.As<void>(),
+                                  .q = nullptr,
+                                  .positions = zeros.As<int32_t>(),
+                                  .kv_slots = slots.As<int64_t>(),
+                                  .inv_freq = zeros.As<float>(),
+                                  .rope_magnitude = 1,
+                                  .rows = static_cast<int>(ids.size()),
+                                  .num_heads = 0,
+                                  .kv = kv,
+                                  .row_bad = nullptr});
+      Synchronize(ctx_);  // before the ids go
+    }
+  }
+
+  std::vector<float> Reference(const KvLayerView& kv) {
+    const DeviceBuffer out = Allocate(ctx_, OutElements() * sizeof(float));
+    testing::ReferenceAttention(ctx_, problem_.tree.shape, kv, layers_[0].q.As<void>(),
+                                problem_.num_heads, Scale(), out.As<float>());
+    std::vector<float> values(OutElements());
+    CopyToHost(ctx_, values.data(), out.As<void>(), out.bytes());
+    Synchronize(ctx_);
+    return values;
+  }
+
+  // Over a poisoned output.
+  std::vector<float> OutOfFirstLayer() {
     const Layer& layer = layers_[0];
     FillDevice(ctx_, layer.out.As<void>(), 0xff, layer.out.bytes());
     Attend(layer);
     std::vector<uint16_t> out(OutElements());
     CopyToHost(ctx_, out.data(), layer.out.As<void>(), layer.out.bytes());
     Synchronize(ctx_);
+    std::vector<float> values(out.size());
+    for (size_t i = 0; i < out.size(); ++i) {
+      values[i] = problem_.dtype == DType::kBF16 ? BFloat16ToFloat(out[i]) : HalfToFloat(out[i]);
+    }
+    return values;
+  }
+
+  static double RelativeError(const std::vector<float>& got, const std::vector<float>& want) {
     double error = 0;
     double norm = 0;
-    for (size_t i = 0; i < out.size(); ++i) {
-      const double got =
-          problem_.dtype == DType::kBF16 ? BFloat16ToFloat(out[i]) : HalfToFloat(out[i]);
-      error += (got - reference_[i]) * (got - reference_[i]);
-      norm += double{reference_[i]} * reference_[i];
+    for (size_t i = 0; i < got.size(); ++i) {
+      error += (double{got[i]} - want[i]) * (double{got[i]} - want[i]);
+      norm += double{want[i]} * want[i];
     }
     return std::sqrt(error / norm);
   }
@@ -144,7 +205,9 @@ class CudaBench {
   const AttentionProblem& problem_;
   PlanBuffers buffers_;
   std::deque<Layer> layers_;
-  std::vector<float> reference_;
+  DeviceBuffer scales_;                 // of K, and of V; empty unless KV is kE4M3
+  std::vector<float> reference_;        // of the first layer
+  std::vector<float> exact_reference_;  // of its KV before rounding
 };
 
 }  // namespace

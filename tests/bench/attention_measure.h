@@ -17,6 +17,7 @@ struct AttentionProblem {
   int num_kv_heads = 8;
   int head_dim = 128;
   DType dtype = DType::kF16;
+  DType kv_dtype = DType::kF16;  // `dtype` or kE4M3
   std::vector<AttentionVariant> variants;
   int block_tokens = 0;  // as in PlanOptions
   int tile_rows = 0;     // 0: the device's own
@@ -25,7 +26,7 @@ struct AttentionProblem {
   int threads = 1;  // of the host
   int repeats = 0;
 
-  int64_t TokenBytes() const { return 2 * num_kv_heads * BytesOf(dtype, head_dim); }
+  int64_t TokenBytes() const { return 2 * num_kv_heads * BytesOf(kv_dtype, head_dim); }
 };
 
 // Medians on the host, of a plan made anew and of one for a shape whose leaves have grown by a
@@ -41,7 +42,8 @@ struct AttentionTimes {
   double us = 0;         // median
   double spread_us = 0;  // between the 10th and the 90th percentile
   PlanningTimes planning;
-  double error = 0;  // ||out - reference|| / ||reference||
+  double error = 0;     // ||out - reference|| / ||reference||
+  double kv_error = 0;  // the same against KV before its rounding to kE4M3
   int partitions = 0;
   int64_t partial_bytes = 0;
   PlanStats stats;
@@ -53,6 +55,9 @@ struct AttentionReport {
   double flops_per_s = 0;       // of a large matrix product, likewise
   std::vector<AttentionTimes> variants;
 };
+
+// Of kE4M3 and KV of standard deviation 1, up to seven deviations.
+inline constexpr float kKvScale = 0x1p-6f;
 
 AttentionReport MeasureOnCpu(const AttentionProblem& problem);
 // Throws CLI::ValidationError where there is no CUDA device.

@@ -75,6 +75,8 @@ struct RandomMatrix {
             [&](BlockQ4_K& b) { b.d = scale(0.005f), b.dmin = scale(0.02f); });
       case DType::kQ6_K:
         return ForEach<BlockQ6_K>([&](BlockQ6_K& b) { b.d = scale(0.001f); });
+      case DType::kE4M3:
+        break;  // no type of weights
     }
   }
 

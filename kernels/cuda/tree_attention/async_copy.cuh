@@ -16,6 +16,20 @@ __device__ inline void CopyAsync16(uint32_t to, const void* from, int bytes) {
                : "memory");
 }
 
+__device__ inline uint4 LoadShared(uint32_t from) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(from)
+               : "memory");
+  return value;
+}
+__device__ inline void StoreShared(uint32_t to, const uint4& value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
 // What caches are to do with lines that a copy brings in.
 __device__ inline uint64_t EvictFirst() {
   uint64_t policy;

@@ -1,7 +1,7 @@
 // For sm_90a: products of whole warpgroups. Grid: one block an SM, each with a ring of stages of 64
-// KV tokens. Four warps fill the ring, two warpgroups of 64 packed rows each drain it. Shared
-// memory: the ring, 32 KiB a stage at head_dim 128, and as much for Q, which consumers hold in
-// registers.
+// KV tokens. Four warps fill the ring, from a second one, by way of four more, where KV is of 8 bits;
+// two warpgroups of 64 packed rows each drain it. Shared memory: the ring, 32 KiB a stage at
+// head_dim 128, and as much for Q, which consumers hold in registers.
 #include "kernels/cuda/tree_attention/dispatch_attention.cuh"
 #include "kernels/cuda/tree_attention/packed_rows.cuh"
 #include "kernels/cuda/tree_attention/tensor_map.h"
@@ -11,6 +11,7 @@
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define ESPALIER_HOPPER 1
 #include "kernels/cuda/tree_attention/warpgroup_mma.cuh"
+#include "kernels/cuda/tree_attention/widening_stream.cuh"
 #endif
 
 namespace espalier::cuda {
@@ -19,16 +20,36 @@ namespace {
 constexpr int kTileRows = 64;  // packed rows of a product
 constexpr int kGroups = kConsumers / 4;
 static_assert(kMostPackedRows == kTileRows * kGroups);
+
 constexpr int kProducers = 4;  // two bring K, of which the first claims units; two bring V
-constexpr int kThreads = 32 * (kConsumers + kProducers);
-constexpr int kRingBytes = 160 << 10;
-template <int kHeadDim>
-constexpr int kStages = std::min(kMostStages, kRingBytes / Geometry<kHeadDim>::kStageBytes);
-// Registers a thread: 168 at launch, moved to where they are needed.
-constexpr int kConsumerRegisters = 224;
-constexpr int kProducerRegisters = 56;
-static_assert(32 * (kConsumers * kConsumerRegisters + kProducers * kProducerRegisters) <=
-              168 * kThreads);
+
+// How a block shares out what it has, by the type of KV.
+template <typename Kv, int kHeadDim>
+struct Shares {
+  static constexpr bool kWidens = std::is_same_v<Kv, E4M3>;
+  static constexpr int kWideners = kWidens ? 4 : 0;  // warps, likewise of K and of V
+  static constexpr int kThreads = 32 * (kConsumers + kProducers + kWideners);
+  static constexpr int kRingBytes = (kWidens ? 128 : 160) << 10;
+  static constexpr int kStages =
+      std::min(kMostStages, kRingBytes / Geometry<kHeadDim>::kStageBytes);
+  // Registers a thread: at launch as many for each, then moved to where they are needed.
+  static constexpr int kLaunchRegisters = kWidens ? 128 : 168;
+  static constexpr int kConsumerRegisters = kWidens ? 192 : 216;
+  static constexpr int kProducerRegisters = 72;
+  static constexpr int kWidenerRegisters = 56;
+  static_assert(32 * (kConsumers * kConsumerRegisters + kProducers * kProducerRegisters +
+                      kWideners * kWidenerRegisters) <=
+                kLaunchRegisters * kThreads);
+
+  static __host__ __device__ SharedLayout<kHeadDim> Layout() {
+    return SharedLayout<kHeadDim>(kStages, kRoomBytes<kHeadDim>);
+  }
+  // Of the ring of what is to be widened.
+  static __host__ __device__ int NarrowAt() { return (Layout().bytes + 127) / 128 * 128; }
+  static int SharedBytes() {
+    return kWidens ? NarrowAt() + NarrowLayout<kHeadDim>::kBytes : Layout().bytes;
+  }
+};
 
 #ifdef ESPALIER_HOPPER
 
@@ -141,13 +162,13 @@ class RowsInFlight {
 
   __device__ void Release(int at) const {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) BarrierArrive(SharedAddress(&block_.barriers->empty[at]));
+    if (threadIdx.x % 32 == 0) BarrierArrive(block_.ring.EmptyOf(at));
   }
 
   __device__ WarpState<kHeadDim>& state() { return state_; }
 
  private:
-  __device__ uint32_t KeysOf(int at) const { return block_.stages + at * G::kStageBytes; }
+  __device__ uint32_t KeysOf(int at) const { return block_.ring.stages + at * G::kStageBytes; }
   __device__ uint32_t ValuesOf(int at) const { return KeysOf(at) + G::kSideBytes; }
 
   template <bool kHolds>
@@ -195,7 +216,7 @@ class RowsInFlight {
   int held_ = -1;  // place of the stage whose values are still to be added
 };
 
-template <typename T, int kHeadDim>
+template <typename T, typename Kv, int kHeadDim>
 __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& layout,
                         const AttentionArguments& p) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -210,11 +231,11 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
     const WarpTile group = TileOfGroup(warp / 4, unit.partition.num_rows * p.plan.group_size);
     const WarpTile tile = TileOfWarp(group, warp % 4);
     const RowTargets targets(p, unit, tile);
-    LoadQueries<T, kHeadDim>(p, unit, tile, room);
+    LoadQueries<T, Kv, kHeadDim>(p, unit, tile, room);
     QueriesCame(block, &first_queries);
-    RowsInFlight<T, kHeadDim> rows(block, tile, room, p.scale_log2);
+    RowsInFlight<ProductType<T, Kv>, kHeadDim> rows(block, tile, room, ScoreScale<Kv>(p));
     for (int s = 0; s < unit.partition.num_stages; ++s) {
-      BarrierWait(SharedAddress(&block.barriers->full[place.at]), place.lap);
+      BarrierWait(block.ring.FullOf(place.at), place.lap);
       const std::byte* seen = block.shared + layout.rows + place.at * kRowsBytes;
       const PlanStage stage = *reinterpret_cast<const PlanStage*>(seen + kStageTokens * 4);
       if ((s & (tile.ways - 1)) != tile.way) {
@@ -227,83 +248,102 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
         rows.Settle();
         rows.Release(place.at);
       }
-      place.Next(block.num_stages);
+      place.Next(block.ring.num_stages);
     }
     rows.Settle();
     if (tile.ways > 1) {
       MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile,
                           &rows.state());
     }
-    if (tile.way == 0) StoreRows<T>(p, targets, rows.state());
+    if (tile.way == 0) StoreRows<T>(p, targets, ValueScale<Kv>(p, unit), rows.state());
     LeaveUnit(block, &slot);
+  }
+}
+
+// The producer warps of a block: `index` is one's.
+template <typename Tile>
+__device__ void Produce(const BlockState& block, const Ring& ring, const AttentionArguments& p,
+                        const CUtensorMap& keys, const CUtensorMap& values, int index) {
+  const bool is_key = index < 2;
+  TensorStream<Tile> stream(ring, SharedAddress(&block.barriers->queries), p,
+                            is_key ? keys : values, is_key,
+                            /*first_token=*/index % 2 * kWarpTokens,
+                            static_cast<int>(blockIdx.x) / p.plan.num_kv_heads);
+  __syncthreads();
+  LetDependentsStart();
+  if (index == 0) {
+    ClaimUnits(block, p, stream);
+  } else {
+    FollowUnits(block, stream);
   }
 }
 
 #endif  // ESPALIER_HOPPER
 
-template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(kThreads, 1)
+template <typename T, typename Kv, int kHeadDim>
+__global__ void __launch_bounds__((Shares<Kv, kHeadDim>::kThreads), 1)
     HopperAttention(const __grid_constant__ AttentionArguments p,
                     const __grid_constant__ CUtensorMap keys,
                     const __grid_constant__ CUtensorMap values) {
 #ifdef ESPALIER_HOPPER
+  using Mine = Shares<Kv, kHeadDim>;
   extern __shared__ __align__(1024) std::byte shared[];
-  const SharedLayout<kHeadDim> layout(kStages<kHeadDim>, kRoomBytes<kHeadDim>);
-  const BlockState block = BlockStateOf(shared, layout, kStages<kHeadDim>);
-  const int first_partition = static_cast<int>(blockIdx.x) / p.plan.num_kv_heads;
+  const SharedLayout<kHeadDim> layout = Mine::Layout();
+  const BlockState block = BlockStateOf(shared, layout, Mine::kStages);
+  const Ring narrow = NarrowLayout<kHeadDim>::RingAt(SharedAddress(shared) + Mine::NarrowAt());
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (warp < kConsumers) {
-    if (threadIdx.x == 0) InitBarriers<kProducers>(block, kConsumers);
+    if (threadIdx.x == 0) {
+      InitBarriers(block, kConsumers, kProducers, Mine::kWideners);
+      if constexpr (Mine::kWidens) InitRing(narrow, kProducers * 32, Mine::kWideners);
+    }
     __syncthreads();
     LetDependentsStart();
-    TakeRegisters<kConsumerRegisters>();
-    Consume<T>(block, layout, p);
-    return;
-  }
-  GiveRegisters<kProducerRegisters>();
-  const int index = warp - kConsumers;
-  const bool is_key = index < 2;
-  TensorStream<kHeadDim> side(block, p, is_key ? keys : values, is_key,
-                              /*first_token=*/index % 2 * (kStageTokens / 2));
-  side.Start(first_partition);
-  __syncthreads();
-  LetDependentsStart();
-  bool started = true;
-  const auto fill = [&](const Unit& unit) {
-    if (!started) side.Start(unit.index);
-    started = false;
-    side.Fill(unit);
-  };
-  if (index == 0) {
-    ClaimUnits(block, p, fill);
-  } else {
-    FollowUnits(block, fill);
+    TakeRegisters<Mine::kConsumerRegisters>();
+    Consume<T, Kv>(block, layout, p);
+  } else if (warp < kConsumers + kProducers) {
+    GiveRegisters<Mine::kProducerRegisters>();
+    const int index = warp - kConsumers;
+    if constexpr (Mine::kWidens) {
+      Produce<NarrowTile<kHeadDim>>(block, narrow, p, keys, values, index);
+    } else {
+      Produce<OperandTile<kHeadDim>>(block, block.ring, p, keys, values, index);
+    }
+  } else if constexpr (Mine::kWidens) {
+    GiveRegisters<Mine::kWidenerRegisters>();
+    __syncthreads();
+    LetDependentsStart();
+    const int index = warp - kConsumers - kProducers;
+    WideningStream<kHeadDim> stream(narrow, block.ring, /*is_key=*/index < 2,
+                                    /*first_token=*/index % 2 * kWarpTokens);
+    FollowUnits(block, stream);
   }
 #endif
 }
 
-template <typename T, int kHeadDim>
-cudaError_t Launch(const AttentionArguments& arguments, DType dtype, const AttentionDevice& device,
-                   cudaStream_t stream) {
+template <typename T, typename Kv, int kHeadDim>
+cudaError_t Launch(const AttentionArguments& arguments, DType kv_dtype,
+                   const AttentionDevice& device, cudaStream_t stream) {
   CUtensorMap keys;
   CUtensorMap values;
   const auto map = [&](const void* side, CUtensorMap* to) {
-    return MapRows(side, arguments.num_kv_rows, kHeadDim, kGroupTokens, dtype, to);
+    return MapRows(side, arguments.num_kv_rows, kHeadDim, kGroupTokens, kv_dtype, to);
   };
   if (const cudaError_t error = map(arguments.k, &keys); error != cudaSuccess) return error;
   if (const cudaError_t error = map(arguments.v, &values); error != cudaSuccess) return error;
-  const SharedLayout<kHeadDim> layout(kStages<kHeadDim>, kRoomBytes<kHeadDim>);
-  return LaunchOverlapping(HopperAttention<T, kHeadDim>, device.num_sms, kThreads, layout.bytes,
+  return LaunchOverlapping(HopperAttention<T, Kv, kHeadDim>, device.num_sms,
+                           Shares<Kv, kHeadDim>::kThreads, Shares<Kv, kHeadDim>::SharedBytes(),
                            device, stream, arguments, keys, values);
 }
 
 }  // namespace
 
-cudaError_t LaunchHopperAttention(const AttentionArguments& arguments, DType dtype,
+cudaError_t LaunchHopperAttention(const AttentionArguments& arguments, DType dtype, DType kv_dtype,
                                   const AttentionDevice& device, cudaStream_t stream) {
-  return DispatchAttention(dtype, arguments.plan.head_dim, [&]<typename T, int kHeadDim>() {
-    return Launch<T, kHeadDim>(arguments, dtype, device, stream);
-  });
+  return DispatchAttention(
+      dtype, kv_dtype, arguments.plan.head_dim, [&]<typename T, typename Kv, int kHeadDim>() {
+        return Launch<T, Kv, kHeadDim>(arguments, kv_dtype, device, stream);
+      });
 }
 
 }  // namespace espalier::cuda

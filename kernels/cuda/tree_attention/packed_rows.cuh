@@ -4,7 +4,9 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
+#include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/tree_attention/async_copy.cuh"
 #include "kernels/cuda/tree_attention/attention_kernels.h"
 #include "kernels/cuda/tree_attention/unit_stream.cuh"
@@ -60,6 +62,35 @@ template <int kHeadDim>
 inline constexpr int kRoomBytes = std::max(kMostPackedRows* Geometry<kHeadDim>::kRowBytes,
                                            kConsumers / 2 * 32 * WarpState<kHeadDim>::kFloats * 4);
 
+// What products are made of: that of activations, fp16 where KV is E4M3.
+template <typename T, typename Kv>
+using ProductType = std::conditional_t<std::is_same_v<Kv, E4M3>, __half, T>;
+
+// What scores are still to be multiplied with, which of E4M3 LoadQueries has done; and of outputs.
+template <typename Kv>
+__device__ float ScoreScale(const AttentionArguments& p) {
+  return std::is_same_v<Kv, E4M3> ? 1.0f : p.scale_log2;
+}
+template <typename Kv>
+__device__ float ValueScale(const AttentionArguments& p, const Unit& unit) {
+  if constexpr (!std::is_same_v<Kv, E4M3>) return 1;
+  return __ldg(p.v_scale + unit.kv_head);
+}
+
+// Eight activations to fp16, scaled. Larger ones than fp16's largest become that, NaN stays.
+template <typename T>
+__device__ uint4 ScaledHalves(const uint4& activations, float scale) {
+  const Eight<T>& from = reinterpret_cast<const Eight<T>&>(activations);
+  float x[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    x[i] = ToFloat(from.at[i]) * scale;
+    if (fabsf(x[i]) > kLargest<__half>) x[i] = copysignf(kLargest<__half>, x[i]);
+  }
+  return make_uint4(Pack<__half>(x[0], x[1]), Pack<__half>(x[2], x[3]), Pack<__half>(x[4], x[5]),
+                    Pack<__half>(x[6], x[7]));
+}
+
 // Query index and query head of a packed row.
 struct RowPlace {
   __device__ RowPlace(const AttentionArguments& p, const Unit& unit, int row) {
@@ -76,8 +107,8 @@ struct RowPlace {
   int query;
 };
 
-// Copies the warp's rows of Q to shared memory; absent rows are zeros.
-template <typename T, int kHeadDim>
+// Brings the warp's rows of Q to shared memory; absent rows are zeros.
+template <typename T, typename Kv, int kHeadDim>
 __device__ void LoadQueries(const AttentionArguments& p, const Unit& unit, const WarpTile& tile,
                             uint32_t queries) {
   using G = Geometry<kHeadDim>;
@@ -91,14 +122,29 @@ __device__ void LoadQueries(const AttentionArguments& p, const Unit& unit, const
     const int row = tile.row_begin + i * kRowsAtOnce + lane / G::kChunks;
     from[i] = row < tile.row_end ? RowPlace(p, unit, row).OutRow(p) : -1;
   }
-  AwaitKernelBefore();
+  const auto to = [&](int i) {
+    return queries + RowTile<kHeadDim>::Offset(i * kRowsAtOnce + lane / G::kChunks, chunk);
+  };
+  const T* q = static_cast<const T*>(p.q) + chunk * 8;
+  if constexpr (std::is_same_v<Kv, E4M3>) {
+    const float scale = p.scale_log2 * __ldg(p.k_scale + unit.kv_head);
+    AwaitKernelBefore();
+    uint4 rows[kTimes];
 #pragma unroll
-  for (int i = 0; i < kTimes; ++i) {
-    CopyAsync16(queries + RowTile<kHeadDim>::Offset(i * kRowsAtOnce + lane / G::kChunks, chunk),
-                static_cast<const T*>(p.q) + max(from[i], int64_t{0}) * kHeadDim + chunk * 8,
-                from[i] < 0 ? 0 : 16);
+    for (int i = 0; i < kTimes; ++i) {
+      rows[i] = make_uint4(0, 0, 0, 0);
+      if (from[i] >= 0) rows[i] = *reinterpret_cast<const uint4*>(q + from[i] * kHeadDim);
+    }
+#pragma unroll
+    for (int i = 0; i < kTimes; ++i) StoreShared(to(i), ScaledHalves<T>(rows[i], scale));
+  } else {
+    AwaitKernelBefore();
+#pragma unroll
+    for (int i = 0; i < kTimes; ++i) {
+      CopyAsync16(to(i), q + max(from[i], int64_t{0}) * kHeadDim, from[i] < 0 ? 0 : 16);
+    }
+    WaitForCopies();
   }
-  WaitForCopies();
   __syncwarp();
 }
 
@@ -308,7 +354,7 @@ struct RowTargets {
 // Divides, and writes the warp's rows to the output or to their partial states. Whole warp.
 template <typename T, int kHeadDim>
 __device__ void StoreRows(const AttentionArguments& p, const RowTargets& targets,
-                          const WarpState<kHeadDim>& state) {
+                          float value_scale, const WarpState<kHeadDim>& state) {
   using G = Geometry<kHeadDim>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -316,7 +362,7 @@ __device__ void StoreRows(const AttentionArguments& p, const RowTargets& targets
     const float sum = QuadSum(state.sum[half]);
     const int target = targets.target[half];
     const int64_t out_row = targets.out_row[half];
-    const float factor = 1.0f / sum;
+    const float factor = value_scale / sum;
     if (target >= 0) {
       float* out = p.plan.partial_out + out_row * kHeadDim + lane % 4 * 2;
 #pragma unroll

@@ -1,5 +1,5 @@
-// Grid: one block an SM, each with a ring of stages of 64 KV tokens. Two warps fill the ring, eight
-// warps of 16 packed rows each drain it. Shared memory: the ring, 32 KiB a stage at head_dim 128,
+// Grid: one block an SM, each with a ring of stages of 64 KV tokens. Two warps fill the ring, four
+// where they widen KV of 8 bits; eight warps of 16 packed rows each drain it. Shared memory: the ring, 32 KiB a stage at head_dim 128,
 // and as much for Q.
 #include "kernels/cuda/tree_attention/dispatch_attention.cuh"
 #include "kernels/cuda/tree_attention/gather_stream.cuh"
@@ -8,10 +8,15 @@
 namespace espalier::cuda {
 namespace {
 
-constexpr int kProducers = 2;  // the first brings K and claims units, the second brings V
-constexpr int kThreads = 32 * (kConsumers + kProducers);
+// Half of them bring K, of which the first claims units, the others V.
+template <typename Kv>
+constexpr int kProducers = std::is_same_v<Kv, E4M3> ? 4 : 2;
+template <typename Kv>
+constexpr int kThreads = 32 * (kConsumers + kProducers<Kv>);
 // In flight this many bytes hide the memory's latency; more only lengthen its queue.
 constexpr int kRingBytes = 128 << 10;
+// Two stages must fit where a block has least: 99 KiB, on sm_86 and sm_89.
+static_assert(SharedLayout<128>(2, kRoomBytes<128>).bytes <= 99 << 10);
 
 __device__ WarpTile TileOfWarp(int warp, int packed_rows) {
   int tiles = 1;
@@ -79,10 +84,11 @@ __device__ void AddValues(uint32_t values, const Visibility& see,
   }
 }
 
-template <typename T, int kHeadDim>
+template <typename T, typename Kv, int kHeadDim>
 __device__ void Consume(const BlockState& block, const AttentionArguments& p) {
   using G = Geometry<kHeadDim>;
-  const SharedLayout<kHeadDim> layout(block.num_stages, kRoomBytes<kHeadDim>);
+  using Product = ProductType<T, Kv>;
+  const SharedLayout<kHeadDim> layout(block.ring.num_stages, kRoomBytes<kHeadDim>);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int group = p.plan.num_heads / p.plan.num_kv_heads;
   const uint32_t queries =
@@ -94,82 +100,92 @@ __device__ void Consume(const BlockState& block, const AttentionArguments& p) {
     const Unit& unit = AwaitUnit(block, slot);
     if (unit.kv_head < 0) break;
     const WarpTile tile = TileOfWarp(warp, unit.partition.num_rows * group);
-    LoadQueries<T, kHeadDim>(p, unit, tile, queries);
+    LoadQueries<T, Kv, kHeadDim>(p, unit, tile, queries);
     QueriesCame(block, &first_queries);
     WarpState<kHeadDim> state = {};
     state.highest[0] = state.highest[1] = kNever;
 
     for (int s = 0; s < unit.partition.num_stages; ++s) {
-      BarrierWait(SharedAddress(&block.barriers->full[place.at]), place.lap);
+      BarrierWait(block.ring.FullOf(place.at), place.lap);
       if ((s & (tile.ways - 1)) == tile.way) {
         const auto* token_rows =
             reinterpret_cast<const uint32_t*>(block.shared + layout.rows + place.at * kRowsBytes);
         const Visibility see = SeeStage(token_rows, tile);
         if (see.Any()) {
-          const uint32_t stage = block.stages + place.at * G::kStageBytes;
+          const uint32_t stage = block.ring.stages + place.at * G::kStageBytes;
           float score[kStageTokens / 8][4];
-          Score<T, kHeadDim>(queries, stage, see, score);
+          Score<Product, kHeadDim>(queries, stage, see, score);
           if (!see.all) Mask(token_rows, tile, score);
           float factor[2];
-          Weigh<kHeadDim>(p.scale_log2, score, &state, factor);
+          Weigh<kHeadDim>(ScoreScale<Kv>(p), score, &state, factor);
           Rescale(factor, &state);
-          AddValues<T, kHeadDim>(stage + G::kSideBytes, see, score, &state);
+          AddValues<Product, kHeadDim>(stage + G::kSideBytes, see, score, &state);
         }
       }
       __syncwarp();
-      if (threadIdx.x % 32 == 0) BarrierArrive(SharedAddress(&block.barriers->empty[place.at]));
-      place.Next(block.num_stages);
+      if (threadIdx.x % 32 == 0) BarrierArrive(block.ring.EmptyOf(place.at));
+      place.Next(block.ring.num_stages);
     }
     if (tile.ways > 1) {
       MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile, &state);
     }
-    if (tile.way == 0) StoreRows<T>(p, RowTargets(p, unit, tile), state);
+    if (tile.way == 0) StoreRows<T>(p, RowTargets(p, unit, tile), ValueScale<Kv>(p, unit), state);
     LeaveUnit(block, &slot);
   }
 }
 
-template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(kThreads, 1)
+template <typename T, typename Kv, int kHeadDim>
+__global__ void __launch_bounds__(kThreads<Kv>, 1)
     PortableAttention(const __grid_constant__ AttentionArguments p, int num_stages) {
   extern __shared__ __align__(256) std::byte shared[];
   const SharedLayout<kHeadDim> layout(num_stages, kRoomBytes<kHeadDim>);
   const BlockState block = BlockStateOf(shared, layout, num_stages);
-  if (threadIdx.x == 0) InitBarriers<kProducers>(block, kConsumers);
+  if (threadIdx.x == 0) InitBarriers(block, kConsumers, kProducers<Kv>);
   __syncthreads();
   LetDependentsStart();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  using Stream = GatherStream<RowTile<kHeadDim>>;
-  if (warp == kConsumers) {
-    Stream keys(block, p, /*is_key=*/true);
-    ClaimUnits(block, p, [&](const Unit& unit) { keys.Fill(unit); });
+  if (warp < kConsumers) {
+    AwaitKernelBefore();
+    Consume<T, Kv, kHeadDim>(block, p);
     return;
   }
-  AwaitKernelBefore();
-  if (warp < kConsumers) {
-    Consume<T, kHeadDim>(block, p);
+  const int index = warp - kConsumers;
+  using Tile = RowTile<kHeadDim>;
+  const auto stream = [&](bool is_key) {
+    if constexpr (std::is_same_v<Kv, E4M3>) {
+      return WideningGather<Tile>(block, p, is_key, /*first_token=*/index % 2 * 32);
+    } else {
+      return GatherStream<Tile>(block, p, is_key);
+    }
+  };
+  if (index == 0) {
+    auto keys = stream(/*is_key=*/true);
+    ClaimUnits(block, p, keys);
   } else {
-    Stream values(block, p, /*is_key=*/false);
-    FollowUnits(block, [&](const Unit& unit) { values.Fill(unit); });
+    auto other = stream(/*is_key=*/kProducers<Kv> > 2 && index < kProducers<Kv> / 2);
+    FollowUnits(block, other);
   }
 }
 
-template <typename T, int kHeadDim>
+template <typename T, typename Kv, int kHeadDim>
 cudaError_t Launch(const AttentionArguments& arguments, const AttentionDevice& device,
                    cudaStream_t stream) {
   const int num_stages =
       NumStages<kHeadDim>(kRingBytes, kRoomBytes<kHeadDim>, device.max_shared_bytes);
   const SharedLayout<kHeadDim> layout(num_stages, kRoomBytes<kHeadDim>);
-  return LaunchOverlapping(PortableAttention<T, kHeadDim>, device.num_sms, kThreads, layout.bytes,
-                           device, stream, arguments, num_stages);
+  return LaunchOverlapping(PortableAttention<T, Kv, kHeadDim>, device.num_sms, kThreads<Kv>,
+                           layout.bytes, device, stream, arguments, num_stages);
 }
 
 }  // namespace
 
 cudaError_t LaunchPortableAttention(const AttentionArguments& arguments, DType dtype,
-                                    const AttentionDevice& device, cudaStream_t stream) {
-  return DispatchAttention(dtype, arguments.plan.head_dim, [&]<typename T, int kHeadDim>() {
-    return Launch<T, kHeadDim>(arguments, device, stream);
-  });
+                                    DType kv_dtype, const AttentionDevice& device,
+                                    cudaStream_t stream) {
+  return DispatchAttention(
+      dtype, kv_dtype, arguments.plan.head_dim, [&]<typename T, typename Kv, int kHeadDim>() {
+        return Launch<T, Kv, kHeadDim>(arguments, device, stream);
+      });
 }
 
 }  // namespace espalier::cuda

@@ -13,6 +13,7 @@ namespace espalier::cuda {
 template <int kDim>
 struct OperandTile {
   static constexpr int kHeadDim = kDim;
+  static constexpr int kRowBytes = kDim * 2;
   static constexpr int kBlockBytes = kGroupTokens * 128;
   static constexpr int kGroupBytes = kDim / 64 * kBlockBytes;
   static __device__ int Offset(int token, int chunk) {
@@ -21,128 +22,182 @@ struct OperandTile {
   }
 };
 
-// A producer warp of K or V: the tokens [first_token, first_token + 32) of each stage.
-template <int kHeadDim>
-class TensorStream {
-  using G = Geometry<kHeadDim>;
-  using Tile = OperandTile<kHeadDim>;
-  static constexpr uint32_t kAllGroups = 0x01010101;  // the first lane of each
+// Tokens of a stage that a producer warp of K or V brings, a lane's word of the list each.
+constexpr int kWarpTokens = 32;
+constexpr uint32_t kAllGroups = 0x01010101;  // the first lane of each
 
+// A producer warp's way along the list of KV rows: words are asked for kStartStages before they are
+// needed, those of a block's first unit before the list could be.
+class RowsAhead {
  public:
-  // `map` describes K or V, as `is_key` says which.
-  __device__ TensorStream(const BlockState& block, const AttentionArguments& p,
-                          const CUtensorMap& map, bool is_key, int first_token)
-      : block_(block), p_(p), map_(map), is_key_(is_key), first_token_(first_token) {
-    if (threadIdx.x % 32 == 0) PrefetchMap(map);
-  }
-
-  // Asks for what a partition's record says of its first stages.
-  __device__ void Start(int partition) {
+  // Takes what a partition's record says of its first stages. `first_token` is the warp's first of
+  // a stage.
+  __device__ void Start(const AttentionArguments& p, int partition, int first_token) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const PlanRecord& record = RecordOf(p_, partition);
+    const PlanRecord& record = RecordOf(p, partition);
     num_known_ = __ldg(&record.num_start_stages);
 #pragma unroll
     for (int i = 0; i < kStartStages; ++i) {
       ahead_[i] = 0;
       if (lane % kGroupTokens != 0) continue;
       ahead_[i] =
-          __ldg(record.group_kv_rows + (i * kStageTokens + first_token_ + lane) / kGroupTokens);
+          __ldg(record.group_kv_rows + (i * kStageTokens + first_token + lane) / kGroupTokens);
     }
   }
 
-  // After Start of the unit's partition.
-  __device__ void Fill(const Unit& unit) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int num_stages = unit.partition.num_stages;
-    const int32_t* kv_rows = p_.plan.token_kv_rows + unit.partition.token_begin;
-    const uint32_t* token_rows = p_.plan.token_rows + unit.partition.token_begin;
-    const auto* stages = reinterpret_cast<const PlanStage*>(
-        reinterpret_cast<const int32_t*>(p_.plan.header) + unit.partition.stages_at);
-    const int head_row = unit.kv_head * p_.plan.page_size;
-    const bool brings_rows = is_key_ && first_token_ == 0;
-    const uint64_t once = EvictFirst();
-    const uint64_t again = EvictNormally();
-
-    if (brings_rows) PrefetchFirstTokens(kv_rows, token_rows, num_stages);
-    kv_rows += first_token_ + lane;
-    if (num_known_ < kStartStages) {
+  // After Start of the partition. `kv_rows` is the lane's word of the first stage, here and below.
+  __device__ void Begin(const int32_t* kv_rows, int num_stages) {
+    if (num_known_ >= kStartStages) return;
 #pragma unroll
-      for (int i = 0; i < kStartStages; ++i) {
-        if (i >= num_known_ && i < num_stages) ahead_[i] = __ldg(kv_rows + i * kStageTokens);
-      }
+    for (int i = 0; i < kStartStages; ++i) {
+      if (i >= num_known_ && i < num_stages) ahead_[i] = __ldg(kv_rows + i * kStageTokens);
     }
-    for (int s = 0; s < num_stages; ++s) {
-      const int now = ahead_[0];
+  }
+
+  // The lane's word of `stage`; for one after the other.
+  __device__ int Take(const int32_t* kv_rows, int stage, int num_stages) {
+    const int now = ahead_[0];
 #pragma unroll
-      for (int i = 1; i < kStartStages; ++i) ahead_[i - 1] = ahead_[i];
-      if (s + kStartStages < num_stages) {
-        ahead_[kStartStages - 1] = __ldg(kv_rows + (s + kStartStages) * kStageTokens);
+    for (int i = 1; i < kStartStages; ++i) ahead_[i - 1] = ahead_[i];
+    if (stage + kStartStages < num_stages) {
+      ahead_[kStartStages - 1] = __ldg(kv_rows + (stage + kStartStages) * kStageTokens);
+    }
+    return now;
+  }
+
+ private:
+  int ahead_[kStartStages];
+  int num_known_;  // stages that the record tells of
+};
+
+// What of a unit a producer warp of K or V reads.
+struct UnitLists {
+  __device__ UnitLists(const AttentionArguments& p, const Unit& unit, bool is_key, int first_token)
+      : num_stages(unit.partition.num_stages),
+        head_row(unit.kv_head * p.plan.page_size),
+        kv_rows(p.plan.token_kv_rows + unit.partition.token_begin),
+        token_rows(p.plan.token_rows + unit.partition.token_begin),
+        stages(reinterpret_cast<const PlanStage*>(
+            reinterpret_cast<const int32_t*>(p.plan.header) + unit.partition.stages_at)),
+        side(static_cast<const std::byte*>(is_key ? p.k : p.v)),
+        brings_rows(is_key && first_token == 0) {}
+  int num_stages;
+  int head_row;  // KV row of the kv head's first slot in page 0
+  const int32_t* kv_rows;
+  const uint32_t* token_rows;
+  const PlanStage* stages;
+  const std::byte* side;
+  bool brings_rows;  // and who sees the tokens
+};
+
+// What is not read again makes room first. (The words that createpolicy gives: they would take
+// registers.)
+__device__ inline uint64_t PolicyOf(int kv_row) {
+  return (kv_row & kReadAgain) != 0 ? 0x1000000000000000u : 0x12f0000000000000u;
+}
+
+// Asks for a warp's tokens of stage `s`: whole groups by the copy engine, the others 16 bytes a
+// thread. `barrier` passes when all lanes' copies have landed, and who sees the tokens at
+// `rows_to`, where the warp brings that. Chunk c of token t goes to `to + Offset(t, c)`.
+template <int kRowBytes, typename OffsetOf>
+__device__ void AskForTokens(const UnitLists& unit, int s, int kv_row, const CUtensorMap& map,
+                             uint32_t to, const OffsetOf& offset, uint32_t rows_to,
+                             uint32_t barrier) {
+  constexpr int kChunks = kRowBytes / 16;
+  constexpr int kRowsAtOnce = 32 / kChunks;
+  static_assert(kGroupTokens % kRowsAtOnce == 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool starts_group = lane % kGroupTokens == 0 && (kv_row & kWholeGroup) != 0;
+  const uint32_t groups = __ballot_sync(0xffffffff, starts_group);
+  if (__any_sync(0xffffffff, (kv_row & kWrittenNow) != 0)) AwaitKernelBefore();
+  if (lane == 0) {
+    ExpectBytes(barrier, __popc(groups) * kGroupTokens * kRowBytes +
+                             (unit.brings_rows ? kRowsBytes : 0));
+    if (unit.brings_rows) {
+      CopyBulk(rows_to, unit.token_rows + s * kStageTokens, kStageTokens * 4, barrier);
+      CopyBulk(rows_to + kStageTokens * 4, unit.stages + s, sizeof(PlanStage), barrier);
+    }
+  }
+  __syncwarp();
+  if (starts_group) {
+    CopyRows(to + offset(lane, 0), map, (kv_row & kKvRowMask) + unit.head_row, barrier,
+             PolicyOf(kv_row));
+  }
+  if (groups == kAllGroups) {
+    if (lane == 0) BarrierArriveAs(barrier, 32);
+    return;
+  }
+  const int chunk = lane % kChunks;
+  const std::byte* from = unit.side + int64_t{unit.head_row} * kRowBytes + chunk * 16;
+#pragma unroll 1
+  for (uint32_t rest = kAllGroups & ~groups; rest != 0; rest &= rest - 1) {
+    const int group = __ffs(static_cast<int>(rest)) - 1;
+#pragma unroll
+    for (int i = 0; i < kGroupTokens; i += kRowsAtOnce) {
+      const int token = group + i + lane / kChunks;
+      const int row = __shfl_sync(0xffffffff, kv_row, token);
+      const bool absent = row == kAbsentToken;
+      CopyAsync16(to + offset(token, chunk),
+                  from + int64_t{absent ? 0 : row & kKvRowMask} * kRowBytes, absent ? 0 : 16,
+                  PolicyOf(row));
+    }
+  }
+  BarrierArriveAfterCopies(barrier);
+}
+
+// A producer warp of K or V: the tokens [first_token, first_token + kWarpTokens) of each stage, into
+// a ring. Tile::Offset says where a 16-byte chunk of a token's row lies within a side of a stage.
+template <typename Tile>
+class TensorStream {
+  static constexpr int kSideBytes = kStageTokens * Tile::kRowBytes;
+
+ public:
+  // `map` describes K or V, as `is_key` says which. `queries` is a barrier: only kFirstStages are
+  // asked for before it has passed once. What the record of `partition` says is read at once.
+  __device__ TensorStream(const Ring& ring, uint32_t queries, const AttentionArguments& p,
+                          const CUtensorMap& map, bool is_key, int first_token, int partition)
+      : ring_(ring),
+        queries_(queries),
+        p_(p),
+        map_(map),
+        is_key_(is_key),
+        first_token_(first_token) {
+    if (threadIdx.x % 32 == 0) PrefetchMap(map);
+    rows_.Start(p, partition, first_token);
+  }
+
+  __device__ void Fill(const Unit& unit) {
+    if (!first_unit_) rows_.Start(p_, unit.index, first_token_);
+    first_unit_ = false;
+    const UnitLists lists(p_, unit, is_key_, first_token_);
+    const int32_t* kv_rows = lists.kv_rows + first_token_ + threadIdx.x % 32;
+    if (lists.brings_rows) PrefetchFirstTokens(lists.kv_rows, lists.token_rows, lists.num_stages);
+    rows_.Begin(kv_rows, lists.num_stages);
+    for (int s = 0; s < lists.num_stages; ++s) {
+      const int now = rows_.Take(kv_rows, s, lists.num_stages);
+      if (s == kFirstStages) BarrierWait(queries_, 0);
+      BarrierWait(ring_.EmptyOf(place_.at), place_.lap ^ 1);
+      AskForTokens<Tile::kRowBytes>(
+          lists, s, now, map_,
+          ring_.stages + place_.at * 2 * kSideBytes + (is_key_ ? 0 : kSideBytes),
+          [&](int token, int chunk) { return Tile::Offset(first_token_ + token, chunk); },
+          ring_.rows + place_.at * kRowsBytes, ring_.FullOf(place_.at));
+      if (lists.brings_rows) {
+        PrefetchTokensAhead(lists.kv_rows, lists.token_rows, s, lists.num_stages);
       }
-      if (s == kFirstStages) BarrierWait(SharedAddress(&block_.barriers->queries), 0);
-      BarrierWait(SharedAddress(&block_.barriers->empty[place_.at]), place_.lap ^ 1);
-      const uint32_t full = SharedAddress(&block_.barriers->full[place_.at]);
-      const uint32_t side =
-          block_.stages + place_.at * G::kStageBytes + (is_key_ ? 0 : G::kSideBytes);
-      const bool starts_group = lane % kGroupTokens == 0 && (now & kWholeGroup) != 0;
-      const uint32_t groups = __ballot_sync(0xffffffff, starts_group);
-      if (__any_sync(0xffffffff, (now & kWrittenNow) != 0)) AwaitKernelBefore();
-      if (lane == 0) {
-        ExpectBytes(full, __popc(groups) * Tile::kGroupBytes + (brings_rows ? kRowsBytes : 0));
-        if (brings_rows) {
-          const uint32_t rows = block_.rows + place_.at * kRowsBytes;
-          CopyBulk(rows, token_rows + s * kStageTokens, kStageTokens * 4, full);
-          CopyBulk(rows + kStageTokens * 4, stages + s, sizeof(PlanStage), full);
-        }
-      }
-      __syncwarp();
-      if (starts_group) {
-        CopyRows(side + Tile::Offset(first_token_ + lane, 0), map_, (now & kKvRowMask) + head_row,
-                 full, (now & kReadAgain) != 0 ? again : once);
-      }
-      if (groups == kAllGroups) {
-        if (lane == 0) BarrierArriveAs(full, 32);
-      } else {
-        Gather(side, now, groups, head_row, once, again);
-        BarrierArriveAfterCopies(full);
-      }
-      if (brings_rows) {
-        PrefetchTokensAhead(kv_rows - lane, token_rows, s, num_stages);
-      }
-      place_.Next(block_.num_stages);
+      place_.Next(ring_.num_stages);
     }
   }
 
  private:
-  // The tokens of the groups that are not whole, a lane has one of the warp's.
-  __device__ void Gather(uint32_t side, int kv_rows, uint32_t groups, int head_row, uint64_t once,
-                         uint64_t again) const {
-    constexpr int kRowsAtOnce = 32 / G::kChunks;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int chunk = lane % G::kChunks;
-    const auto* from = static_cast<const std::byte*>(is_key_ ? p_.k : p_.v) +
-                       int64_t{head_row} * G::kRowBytes + chunk * 16;
-#pragma unroll 1
-    for (uint32_t rest = kAllGroups & ~groups; rest != 0; rest &= rest - 1) {
-      const int group = __ffs(static_cast<int>(rest)) - 1;
-#pragma unroll
-      for (int i = 0; i < kGroupTokens; i += kRowsAtOnce) {
-        const int token = group + i + lane / G::kChunks;
-        const int kv_row = __shfl_sync(0xffffffff, kv_rows, token);
-        const bool absent = kv_row == kAbsentToken;
-        CopyAsync16(side + Tile::Offset(first_token_ + token, chunk),
-                    from + int64_t{absent ? 0 : kv_row & kKvRowMask} * G::kRowBytes,
-                    absent ? 0 : 16, (kv_row & kReadAgain) != 0 ? again : once);
-      }
-    }
-  }
-
-  const BlockState& block_;
+  const Ring& ring_;
+  const uint32_t queries_;
   const AttentionArguments& p_;
   const CUtensorMap& map_;
   const bool is_key_;
   const int first_token_;
-  int ahead_[kStartStages];  // of the list, the words of the next stages
-  int num_known_;            // stages that the record tells of
+  bool first_unit_ = true;
+  RowsAhead rows_;
   RingPlace place_;
 };
 

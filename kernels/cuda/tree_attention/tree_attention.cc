@@ -17,7 +17,8 @@ void TreeAttention(const Context& ctx, const TreeAttentionParams& p) {
   ESPALIER_CHECK(p.kv.head_dim == 64 || p.kv.head_dim == 128);
   ESPALIER_CHECK(p.kv.page_size == plan.page_size);
   ESPALIER_CHECK(p.kv.num_pages >= plan.num_pages);
-  ESPALIER_CHECK(p.kv.dtype == ctx.activation_dtype());
+  ESPALIER_CHECK((p.kv.k_scale != nullptr) == (p.kv.dtype == DType::kE4M3));
+  ESPALIER_CHECK((p.kv.v_scale != nullptr) == (p.kv.dtype == DType::kE4M3));
   // A row that stands for padding lies beyond.
   ESPALIER_CHECK(int64_t{p.kv.num_pages} * p.kv.num_kv_heads * p.kv.page_size <= kKvRowMask);
 
@@ -29,6 +30,8 @@ void TreeAttention(const Context& ctx, const TreeAttentionParams& p) {
       .q = p.q,
       .k = p.kv.k,
       .v = p.kv.v,
+      .k_scale = p.kv.k_scale,
+      .v_scale = p.kv.v_scale,
       .num_kv_rows = int64_t{p.kv.num_pages} * p.kv.num_kv_heads * p.kv.page_size,
       .out = p.out,
       .plan = plan,
@@ -36,9 +39,10 @@ void TreeAttention(const Context& ctx, const TreeAttentionParams& p) {
   using espalier::cuda::Check;
   const auto launch = plan.runs_on_hopper ? espalier::cuda::LaunchHopperAttention
                                           : espalier::cuda::LaunchPortableAttention;
-  Check(ctx, "TreeAttention", launch(arguments, p.kv.dtype, device, state.stream));
+  const DType dtype = ctx.activation_dtype();
+  Check(ctx, "TreeAttention", launch(arguments, dtype, p.kv.dtype, device, state.stream));
   if (!plan.has_partials) return;
-  Check(ctx, "TreeAttention", LaunchMerge(arguments, p.kv.dtype, device, state.stream));
+  Check(ctx, "TreeAttention", LaunchMerge(arguments, dtype, device, state.stream));
 }
 
 }  // namespace espalier::kernels::cuda

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 
 #include "kernels/cuda/tree_attention/async_copy.cuh"
 #include "kernels/cuda/tree_attention/attention_kernels.h"
@@ -48,23 +49,25 @@ struct Barriers {
 // Beside a stage: who sees its tokens, one by one and, where the kernel asks for it, together.
 constexpr int kRowsBytes = kStageTokens * 4 + static_cast<int>(sizeof(PlanStage));
 constexpr int kRoomAlignment = 256;
+constexpr int kUnitAlignment = static_cast<int>(alignof(Unit));
 
-// Shared memory, from its start: stages (K, then V), token rows of each stage, `room` for queries
-// and later the states that are merged, units, barriers.
+// Shared memory, from its start: stages (K, then V), token rows of each stage, units, barriers, and
+// `room` for queries and later the states that are merged.
 template <int kHeadDim>
 struct SharedLayout {
   using G = Geometry<kHeadDim>;
-  explicit __host__ __device__ SharedLayout(int num_stages, int room_bytes)
+  explicit constexpr __host__ __device__ SharedLayout(int num_stages, int room_bytes)
       : rows(num_stages * G::kStageBytes),
-        room((rows + num_stages * kRowsBytes + kRoomAlignment - 1) / kRoomAlignment *
-             kRoomAlignment),
-        units(room + room_bytes),
+        units(rows + (num_stages * kRowsBytes + kUnitAlignment - 1) / kUnitAlignment *
+                         kUnitAlignment),
         barriers(units + kUnitSlots * static_cast<int>(sizeof(Unit))),
-        bytes(barriers + static_cast<int>(sizeof(Barriers))) {}
+        room((barriers + static_cast<int>(sizeof(Barriers)) + kRoomAlignment - 1) /
+             kRoomAlignment * kRoomAlignment),
+        bytes(room + room_bytes) {}
   int rows;
-  int room;
   int units;
   int barriers;
+  int room;
   int bytes;
 };
 static_assert(sizeof(Unit) % 8 == 0);
@@ -93,13 +96,29 @@ struct RingPlace {
   }
 };
 
+// A ring of stages by its shared addresses.
+struct Ring {
+  uint32_t stages;
+  uint32_t rows;   // of stages' token rows
+  uint32_t full;   // barriers, 8 bytes each
+  uint32_t empty;
+  int num_stages;
+  __device__ uint32_t FullOf(int at) const { return full + at * 8; }
+  __device__ uint32_t EmptyOf(int at) const { return empty + at * 8; }
+};
+
+__device__ inline void InitRing(const Ring& ring, int filling_threads, int draining_warps) {
+  for (int i = 0; i < ring.num_stages; ++i) {
+    BarrierInit(ring.FullOf(i), filling_threads);
+    BarrierInit(ring.EmptyOf(i), draining_warps);
+  }
+}
+
 struct BlockState {
   std::byte* shared;
   Barriers* barriers;
   Unit* units;
-  uint32_t stages;  // shared address of the ring
-  uint32_t rows;    // shared address of its token rows
-  int num_stages;
+  Ring ring;  // that consumers drain
 };
 
 template <int kHeadDim>
@@ -108,22 +127,23 @@ __device__ BlockState BlockStateOf(std::byte* shared, const SharedLayout<kHeadDi
   return {.shared = shared,
           .barriers = reinterpret_cast<Barriers*>(shared + layout.barriers),
           .units = reinterpret_cast<Unit*>(shared + layout.units),
-          .stages = SharedAddress(shared),
-          .rows = SharedAddress(shared + layout.rows),
-          .num_stages = num_stages};
+          .ring = {.stages = SharedAddress(shared),
+                   .rows = SharedAddress(shared + layout.rows),
+                   .full = SharedAddress(shared + layout.barriers + offsetof(Barriers, full)),
+                   .empty = SharedAddress(shared + layout.barriers + offsetof(Barriers, empty)),
+                   .num_stages = num_stages}};
 }
 
-// One thread, before the block's warps part. `kProducers` warps fill every stage.
-template <int kProducers>
-__device__ void InitBarriers(const BlockState& block, int consumer_warps) {
-  for (int i = 0; i < block.num_stages; ++i) {
-    BarrierInit(SharedAddress(&block.barriers->full[i]), kProducers * 32);
-    BarrierInit(SharedAddress(&block.barriers->empty[i]), consumer_warps);
-  }
+// One thread, before the block's warps part. `filling_warps` fill every stage, and `other_warps`
+// beside these and the consumers follow units.
+__device__ inline void InitBarriers(const BlockState& block, int consumer_warps, int filling_warps,
+                                    int other_warps = 0) {
+  InitRing(block.ring, filling_warps * 32, consumer_warps);
   BarrierInit(SharedAddress(&block.barriers->queries), consumer_warps);
+  const int following_warps = consumer_warps + filling_warps + other_warps - 1;
   for (int i = 0; i < kUnitSlots; ++i) {
     BarrierInit(SharedAddress(&block.barriers->unit_full[i]), 1);
-    BarrierInit(SharedAddress(&block.barriers->unit_empty[i]), consumer_warps + kProducers - 1);
+    BarrierInit(SharedAddress(&block.barriers->unit_empty[i]), following_warps);
   }
 }
 
@@ -165,11 +185,11 @@ __device__ inline void PrefetchTokensAhead(const int32_t* kv_rows, const uint32_
   PrefetchToL2(lane < 2 ? static_cast<const void*>(kv_rows + token) : token_rows + token);
 }
 
-// Claims units, hands them to the other warps and calls `fill(unit)` for each. One warp of a block.
+// Claims units, hands them to the other warps and fills stages from each. One warp of a block.
 // Units and token lists were there before any kernel of the step began, and so was KV that is not
-// kWrittenNow: `fill` may copy these before the kernel before has ended.
-template <typename Fill>
-__device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p, const Fill& fill) {
+// kWrittenNow: `stream` may copy these before the kernel before has ended.
+template <typename Stream>
+__device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p, Stream& stream) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int num_units = p.plan.header->num_partitions * p.plan.num_kv_heads;
   RingPlace slot;
@@ -186,7 +206,7 @@ __device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p,
     }
     slot.Next(kUnitSlots);
     if (unit.kv_head < 0) break;
-    fill(unit);
+    stream.Fill(unit);
     // Consumers have a ring of stages to take until the next unit is known.
     AwaitKernelBefore();
     int claimed = 0;
@@ -204,14 +224,14 @@ __device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p,
   }
 }
 
-// Calls `fill(unit)` for each of the units that another warp claims.
-template <typename Fill>
-__device__ void FollowUnits(const BlockState& block, const Fill& fill) {
+// Fills stages from each of the units that another warp claims.
+template <typename Stream>
+__device__ void FollowUnits(const BlockState& block, Stream& stream) {
   RingPlace slot;
   while (true) {
     const Unit& unit = AwaitUnit(block, slot);
     if (unit.kv_head < 0) break;
-    fill(unit);
+    stream.Fill(unit);
     LeaveUnit(block, &slot);
   }
 }

@@ -39,6 +39,8 @@ class CudaOpsTest : public testing::CudaTest, public ::testing::WithParamInterfa
     }
   }
 
+  void ExpectCopies(DType kv_dtype);
+
   const Context cpu_ = Context::Cpu(4, CpuPrecision::kF32);
 };
 
@@ -194,8 +196,11 @@ TEST_P(CudaOpsTest, Project) {
 
 TEST_P(CudaOpsTest, RopeStoreKv) {
   for (const int head_dim : {64, 128}) {
-    for (const int page_size : {16, 32, 64}) {
-      SCOPED_TRACE(::testing::Message() << head_dim << " page " << page_size);
+    for (const auto& [page_size, kv_dtype] :
+         {std::pair{16, dtype()}, {32, dtype()}, {64, dtype()}, {16, DType::kE4M3}}) {
+      SCOPED_TRACE(::testing::Message()
+                   << head_dim << " page " << page_size << " KV " << Info(kv_dtype).name);
+      const bool scaled = kv_dtype == DType::kE4M3;
       std::mt19937 rng(head_dim + page_size);
       const int heads = 6, kv_heads = 3, rows = 61;
       const int width = (heads + 2 * kv_heads) * head_dim;
@@ -204,6 +209,9 @@ TEST_P(CudaOpsTest, RopeStoreKv) {
       // Row 4's v, row 9's k.
       qkv[4 * width + (heads + kv_heads) * head_dim + 70] = kNaN;
       qkv[9 * width + heads * head_dim + 5] = std::numeric_limits<float>::infinity();
+      // Beyond what E4M3 holds at its scale: row 12's v.
+      const std::vector<float> scales = {0.02f, 0.3f, 0.05f, 0.01f, 0.15f, 0.008f};  // K's, V's
+      qkv[12 * width + (heads + kv_heads) * head_dim + 3] = 100;
       std::vector<int32_t> positions(rows);
       std::vector<int64_t> free(pages * page_size), slots(rows);
       for (size_t i = 0; i < free.size(); ++i) free[i] = static_cast<int64_t>(i);
@@ -218,7 +226,8 @@ TEST_P(CudaOpsTest, RopeStoreKv) {
       }
       const int64_t kv_elements = int64_t{pages} * page_size * kv_heads * head_dim;
       const std::vector<float> before(kv_elements, 7.0f);
-      const DeviceArray k(ctx(), dtype(), before), v(ctx(), dtype(), before);
+      const DeviceArray k(ctx(), kv_dtype, before), v(ctx(), kv_dtype, before);
+      const DeviceArray device_scales(ctx(), scales);
       const DeviceArray device_qkv(ctx(), dtype(), qkv),
           q(ctx(), BytesOf(dtype(), rows * heads * head_dim));
       const DeviceArray device_positions(ctx(), positions), device_slots(ctx(), slots);
@@ -238,8 +247,12 @@ TEST_P(CudaOpsTest, RopeStoreKv) {
                                                .num_kv_heads = kv_heads,
                                                .head_dim = head_dim,
                                                .page_size = page_size,
-                                               .dtype = dtype()},
+                                               .dtype = kv_dtype},
                                         .row_bad = bad.As<uint8_t>()};
+      if (scaled) {
+        params.kv.k_scale = device_scales.As<float>();
+        params.kv.v_scale = params.kv.k_scale + kv_heads;
+      }
       kernels::RopeStoreKv(ctx(), params);
 
       std::vector<float> want_k = before, want_v = before, want_q(rows * heads * head_dim, kNaN);
@@ -252,11 +265,23 @@ TEST_P(CudaOpsTest, RopeStoreKv) {
       params.kv.k = want_k.data();
       params.kv.v = want_v.data();
       params.kv.dtype = DType::kF32;
+      params.kv.k_scale = params.kv.v_scale = nullptr;
       params.row_bad = want_bad.data();
       kernels::RopeStoreKv(cpu_, params);
       ExpectClose(q.Floats(dtype()), want_q, Ulp(), 2e-3);
-      ExpectClose(k.Floats(dtype()), want_k, Ulp(), 2e-3);
-      ExpectClose(v.Floats(dtype()), want_v, Ulp(), 0);
+      if (scaled) {
+        // As stored: what no row has written is still 7.
+        for (int64_t i = 0; i < kv_elements; ++i) {
+          const int64_t head = i / head_dim / page_size % kv_heads;
+          if (want_k[i] != 7.0f) want_k[i] /= scales[head];
+          if (want_v[i] != 7.0f) want_v[i] /= scales[kv_heads + head];
+          want_v[i] = std::min(want_v[i], 448.0f);
+        }
+      }
+      const double ulp = scaled ? 0x1p-4 : Ulp();
+      const double subnormal = scaled ? 0x1p-10 : 0;
+      ExpectClose(k.Floats(kv_dtype), want_k, ulp, subnormal + 2e-3 / (scaled ? 0.02 : 1.0));
+      ExpectClose(v.Floats(kv_dtype), want_v, ulp, subnormal);
       const std::vector<std::byte> flags = bad.Bytes();
       for (int r = 0; r < rows; ++r) EXPECT_EQ(flags[r], std::byte{want_bad[r]}) << r;
     }
@@ -264,30 +289,35 @@ TEST_P(CudaOpsTest, RopeStoreKv) {
 }
 
 TEST_P(CudaOpsTest, CopySlots) {
+  for (const DType kv_dtype : {dtype(), DType::kE4M3}) ExpectCopies(kv_dtype);
+}
+
+void CudaOpsTest::ExpectCopies(DType kv_dtype) {
+  SCOPED_TRACE(Info(kv_dtype).name);
   std::mt19937 rng(37);
   const int pages = 3, heads = 2, dim = 64;
   const int layers = 3;
   const int layer_size = pages * 16 * heads * dim;
-  const std::vector<float> before = Rounded(dtype(), RandomFloats(layers * layer_size, rng));
-  const DeviceArray k(ctx(), dtype(), before), v(ctx(), dtype(), before);
+  const std::vector<float> before = Rounded(kv_dtype, RandomFloats(layers * layer_size, rng));
+  const DeviceArray k(ctx(), kv_dtype, before), v(ctx(), kv_dtype, before);
   const KvLayerView view{.k = k.data(),
                          .v = v.data(),
                          .num_pages = pages,
                          .num_kv_heads = heads,
                          .head_dim = dim,
                          .page_size = 16,
-                         .dtype = dtype()};
+                         .dtype = kv_dtype};
   // The third overwrites what the first has read.
   const std::vector<int64_t> from = {5, 47, 16, 6}, to = {33, 0, 15, 5};
   const DeviceArray device_from(ctx(), from), device_to(ctx(), to);
   kernels::CopySlots(ctx(), {.kv = view,
                              .num_layers = layers,
-                             .layer_bytes = static_cast<ptrdiff_t>(BytesOf(dtype(), layer_size)),
+                             .layer_bytes = static_cast<ptrdiff_t>(BytesOf(kv_dtype, layer_size)),
                              .from = device_from.As<int64_t>(),
                              .to = device_to.As<int64_t>(),
                              .count = 4});
   for (const DeviceArray* side : {&k, &v}) {
-    const std::vector<float> got = side->Floats(dtype());
+    const std::vector<float> got = side->Floats(kv_dtype);
     for (int64_t at = 0; at < layers * 48; ++at) {
       const int64_t slot = at % 48;
       const int64_t layer = at / 48 * layer_size;

@@ -30,7 +30,7 @@ struct DeviceShape {
 };
 
 // Grid: (num_heads / warps of a block, num_queries); a warp takes a (query, head), key by key.
-template <typename T, int kHeadDim>
+template <typename T, typename Kv, int kHeadDim>
 __global__ void __launch_bounds__(kThreads)
     ReferenceKernel(DeviceShape shape, KvLayerView kv, const T* q, int num_heads, float scale,
                     float* out) {
@@ -43,7 +43,9 @@ __global__ void __launch_bounds__(kThreads)
   const int kv_head = head / (num_heads / kv.num_kv_heads);
   float queries[kColumns];
   float sums[kColumns] = {};
-  for (int c = 0; c < kColumns; ++c) queries[c] = ToFloat(q[row + c]) * scale;
+  const float k_scale = kv.k_scale == nullptr ? 1.0f : kv.k_scale[kv_head];
+  const float v_scale = kv.v_scale == nullptr ? 1.0f : kv.v_scale[kv_head];
+  for (int c = 0; c < kColumns; ++c) queries[c] = ToFloat(q[row + c]) * scale * k_scale;
   float highest = -INFINITY;
   float total = 0;
   const int own = shape.query_node[query];
@@ -60,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
           lane * kColumns;
       float score = 0;
       for (int c = 0; c < kColumns; ++c) {
-        score += queries[c] * ToFloat(static_cast<const T*>(kv.k)[at + c]);
+        score += queries[c] * ToFloat(static_cast<const Kv*>(kv.k)[at + c]);
       }
       score = cuda::WarpSum(score);
       const float new_highest = fmaxf(highest, score);
@@ -69,11 +71,11 @@ __global__ void __launch_bounds__(kThreads)
       highest = new_highest;
       total = total * factor + weight;
       for (int c = 0; c < kColumns; ++c) {
-        sums[c] = sums[c] * factor + weight * ToFloat(static_cast<const T*>(kv.v)[at + c]);
+        sums[c] = sums[c] * factor + weight * ToFloat(static_cast<const Kv*>(kv.v)[at + c]);
       }
     }
   }
-  for (int c = 0; c < kColumns; ++c) out[row + c] = sums[c] / total;
+  for (int c = 0; c < kColumns; ++c) out[row + c] = sums[c] / total * v_scale;
 }
 
 class ShapeOnDevice {
@@ -143,10 +145,18 @@ void ReferenceAttention(const Context& ctx, const TreeShape& shape, const KvLaye
   ESPALIER_CHECK(kv.head_dim == 64 || kv.head_dim == 128);
   const ShapeOnDevice on_device(ctx, shape);
   const dim3 grid((num_heads * 32 + kThreads - 1) / kThreads, shape.num_queries());
-  cuda::DispatchActivation(kv.dtype, [&]<typename T>(T) {
-    const auto kernel = kv.head_dim == 64 ? ReferenceKernel<T, 64> : ReferenceKernel<T, 128>;
+  const auto launch = [&]<typename T, typename Kv>() {
+    const auto kernel =
+        kv.head_dim == 64 ? ReferenceKernel<T, Kv, 64> : ReferenceKernel<T, Kv, 128>;
     kernel<<<grid, kThreads, 0, StreamOf(ctx)>>>(on_device.view(), kv, static_cast<const T*>(q),
                                                  num_heads, scale, out);
+  };
+  cuda::DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
+    if (kv.dtype == DType::kE4M3) {
+      launch.template operator()<T, cuda::E4M3>();
+    } else {
+      launch.template operator()<T, T>();
+    }
   });
   cuda::CheckLaunch(ctx, "ReferenceAttention");
   Synchronize(ctx);  // before the shape's arrays go

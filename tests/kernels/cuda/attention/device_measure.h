@@ -19,7 +19,8 @@ std::vector<double> TimeReplays(const Context& ctx, int replays,
 size_t L2Bytes(const Context& ctx);
 
 // out[num_queries, num_heads, head_dim] in fp32, by a walk from each query's node to the root.
-// Reads exactly the slots that the query sees. `q` and `kv` are of the context's activation type.
+// Reads exactly the slots that the query sees. `q` is of the context's activation type, `kv` of
+// that or of kE4M3.
 void ReferenceAttention(const Context& ctx, const TreeShape& shape, const KvLayerView& kv,
                         const void* q, int num_heads, float scale, float* out);
 

@@ -37,7 +37,7 @@ DeviceProblem::DeviceProblem(uint64_t seed, Forest forest, const DeviceProblemOp
     : forest_(std::move(forest)), options_(options) {
   Rng rng(seed);
   kv_ = std::make_unique<KvMemory>(rng, forest_, options_.num_kv_heads, options_.head_dim,
-                                   options_.dtype, options_.unseen);
+                                   options_.kv_dtype(), options_.unseen);
   std::normal_distribution<float> normal(0.0f, options_.q_spread);
   const int64_t elements = int64_t{shape().num_queries()} * num_heads() * options_.head_dim;
   std::vector<float> q(elements);
@@ -59,12 +59,21 @@ void DeviceProblem::Upload(const Context& ctx) {
   CopyToDevice(ctx, k_device_.As<void>(), kv.k, bytes);
   CopyToDevice(ctx, v_device_.As<void>(), kv.v, bytes);
   CopyToDevice(ctx, q_device_.As<void>(), q_.data(), q_.size());
+  if (kv.k_scale == nullptr) return;
+  const size_t scale_bytes = kv.num_kv_heads * sizeof(float);
+  scales_device_ = DeviceBuffer(ctx, 2 * scale_bytes);
+  CopyToDevice(ctx, scales_device_.As<float>(), kv.k_scale, scale_bytes);
+  CopyToDevice(ctx, scales_device_.As<float>() + kv.num_kv_heads, kv.v_scale, scale_bytes);
 }
 
 KvLayerView DeviceProblem::DeviceKv() const {
   KvLayerView kv = kv_->view();
   kv.k = k_device_.As<void>();
   kv.v = v_device_.As<void>();
+  if (kv.k_scale != nullptr) {
+    kv.k_scale = scales_device_.As<float>();
+    kv.v_scale = kv.k_scale + kv.num_kv_heads;
+  }
   return kv;
 }
 

@@ -23,11 +23,14 @@ struct AttentionError {
 
 struct DeviceProblemOptions {
   DType dtype = DType::kBF16;
+  bool e4m3_kv = false;  // KV is of kE4M3, not of `dtype`
   int head_dim = 128;
   int group_size = 4;
   int num_kv_heads = 2;
   float unseen = 0;    // what slots that no query sees hold
   float q_spread = 1;  // standard deviation of q
+
+  DType kv_dtype() const { return e4m3_kv ? DType::kE4M3 : dtype; }
 };
 
 // The host's half is made by the constructor, on any thread; the device's by Upload.
@@ -63,6 +66,7 @@ class DeviceProblem {
 
   DeviceBuffer k_device_;
   DeviceBuffer v_device_;
+  DeviceBuffer scales_device_;  // K's, then V's
   DeviceBuffer q_device_;
   DeviceBuffer out_device_;
 };

@@ -140,7 +140,6 @@ void EngineThread::Run() {
     if (changed) Publish();
     taken_.clear();
     Step();
-    Publish();
   }
 }
 
@@ -168,12 +167,14 @@ void EngineThread::Step() {
   const StepBatch* batch = scheduler_.Schedule(absl::Now());
   running_stats_.schedule_ms += MsSince(start);
   stepped_ = batch != nullptr;
-  if (batch == nullptr) return;
+  if (batch == nullptr) return Publish();
 
+  // A device need not wait until the step before is told of.
+  const auto publish = [this] { Publish(); };
   const Clock::time_point draft_start = Clock::now();
   while (batch->draft_pass) {
     start = Clock::now();
-    const absl::StatusOr<Executor::Result> result = draft_executor_->Run(*batch);
+    const absl::StatusOr<Executor::Result> result = draft_executor_->Run(*batch, publish);
     if (!result.ok()) return Fail(result.status());
     scheduler_.ObserveDraftPassTime(MsSince(start));
     batch = scheduler_.TakeDraft(result->samples);
@@ -181,7 +182,7 @@ void EngineThread::Step() {
   running_stats_.draft_ms += MsSince(draft_start);
 
   const Clock::time_point step_start = Clock::now();
-  const absl::StatusOr<Executor::Result> result = executor_->Run(*batch);
+  const absl::StatusOr<Executor::Result> result = executor_->Run(*batch, publish);
   if (!result.ok()) return Fail(result.status());
   start = Clock::now();
   scheduler_.Commit(result->samples, result->row_bad, absl::Now());

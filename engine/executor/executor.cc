@@ -68,14 +68,17 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(Context* ctx, Llama* 
   return executor;
 }
 
-absl::StatusOr<Executor::Result> Executor::Run(const StepBatch& batch) {
+absl::StatusOr<Executor::Result> Executor::Run(const StepBatch& batch,
+                                               absl::FunctionRef<void()> meanwhile) {
   const TreePlan* plan;
   {
     const Timer timer(&times_.plan_ms);
     plan = plan_ahead_ != nullptr ? &plan_ahead_->Plan(batch.shape)
                                   : &planner_.Plan(batch.shape, plan_options_);
   }
-  return device_step_ == nullptr ? RunOnCpu(batch, *plan) : RunOnDevice(batch, *plan);
+  if (device_step_ != nullptr) return RunOnDevice(batch, *plan, meanwhile);
+  meanwhile();
+  return RunOnCpu(batch, *plan);
 }
 
 absl::StatusOr<Executor::Result> Executor::RunOnCpu(const StepBatch& batch, const TreePlan& plan) {
@@ -98,10 +101,11 @@ absl::StatusOr<Executor::Result> Executor::RunOnCpu(const StepBatch& batch, cons
   return Result{.samples = samples_, .row_bad = output.row_bad};
 }
 
-absl::StatusOr<Executor::Result> Executor::RunOnDevice(const StepBatch& batch,
-                                                       const TreePlan& plan) {
+absl::StatusOr<Executor::Result> Executor::RunOnDevice(const StepBatch& batch, const TreePlan& plan,
+                                                       absl::FunctionRef<void()> meanwhile) {
   const Timer timer(&times_.forward_ms);
   if (absl::Status status = device_step_->Launch(batch, plan); !status.ok()) return status;
+  meanwhile();
   if (plan_ahead_ != nullptr) plan_ahead_->Prepare(batch.shape);
   if (absl::Status status = device_step_->Wait(batch, &samples_); !status.ok()) return status;
   return Result{.samples = samples_, .row_bad = device_step_->row_bad()};

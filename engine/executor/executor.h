@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "engine/executor/device_step.h"
 #include "engine/executor/plan_ahead.h"
@@ -44,8 +45,10 @@ class Executor {
     std::span<const Sample> samples;   // one a task of the batch
     std::span<const uint8_t> row_bad;  // one a row
   };
-  // Valid until the next call. An error is the device's: no step can follow it.
-  absl::StatusOr<Result> Run(const StepBatch& batch);
+  // Valid until the next call. An error is the device's: no step can follow it. `meanwhile` is what
+  // the caller has to do that needs no result: while a device works.
+  absl::StatusOr<Result> Run(
+      const StepBatch& batch, absl::FunctionRef<void()> meanwhile = [] {});
 
   // Copies KV from slot to slot before the next Run, in order; no entry reads what an earlier one
   // writes. At most max_logits_rows entries.
@@ -57,7 +60,8 @@ class Executor {
   Executor(Context* ctx, Llama* model, KvCache* kv, const ExecutorOptions& options);
 
   absl::StatusOr<Result> RunOnCpu(const StepBatch& batch, const TreePlan& plan);
-  absl::StatusOr<Result> RunOnDevice(const StepBatch& batch, const TreePlan& plan);
+  absl::StatusOr<Result> RunOnDevice(const StepBatch& batch, const TreePlan& plan,
+                                     absl::FunctionRef<void()> meanwhile);
   void DrawSamples(const StepBatch& batch, std::span<const float> logits);
 
   Context* const ctx_;

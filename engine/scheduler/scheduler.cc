@@ -104,7 +104,6 @@ const StepBatch* Scheduler::Schedule(absl::Time now) {
   }
   pool_->StepSubmitted(step_);
   step_open_ = true;
-  ++stats_.steps;
   if (CollectDrafts()) {
     if (config_.speculative == Speculative::kNgram) {
       DraftByNgrams();
@@ -123,6 +122,7 @@ const StepBatch* Scheduler::FinishSchedule() {
 void Scheduler::Commit(std::span<const Sample> samples, std::span<const uint8_t> row_bad,
                        absl::Time now) {
   ESPALIER_CHECK(step_open_);
+  ++stats_.steps;
   ESPALIER_CHECK(samples.size() == tasks_.size());
   ESPALIER_CHECK(row_bad.size() == rows_.size());
   step_open_ = false;

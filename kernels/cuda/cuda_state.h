@@ -19,6 +19,8 @@ struct CudaState {
   int compute_capability = 0;  // 90 for 9.0
   int max_shared_bytes = 0;    // of a block, opted in
   size_t l2_bytes = 0;
+  // A kernel may start before the one before it has ended (dependent_launch.cuh).
+  bool overlaps() const { return compute_capability >= 90; }
 
   cudaStream_t stream = nullptr;
   cublasLtHandle_t blas = nullptr;

@@ -1,5 +1,8 @@
 #include "kernels/cuda/matmul_plans.h"
 
+#include <cmath>
+#include <span>
+
 namespace espalier::cuda {
 namespace {
 
@@ -15,6 +18,37 @@ cudaDataType_t CudaType(DType dtype) {
     default:
       return CUDA_R_32F;
   }
+}
+
+// Up to so many rows a product takes as long as its weights take to come from memory.
+constexpr int kFewRows = 64;
+constexpr int kSuggestions = 8;
+
+int SplitsOfDepth(const cublasLtMatmulAlgo_t& algorithm) {
+  int splits = 1;
+  size_t written = 0;
+  cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &splits,
+                                       sizeof(splits), &written);
+  return splits;
+}
+
+// With few rows all SMs should read all the time: that is many waves of tiles, the last nearly full,
+// and no sums of a split depth, which a kernel of their own makes. Where no suggestion is like that,
+// and with many rows, the library's first (figures: tests/bench/RESULTS.md).
+const cublasLtMatmulHeuristicResult_t& Choose(
+    std::span<const cublasLtMatmulHeuristicResult_t> suggestions, int rows) {
+  constexpr float kNearlyFull = 0.84f;
+  const cublasLtMatmulHeuristicResult_t* best = &suggestions.front();
+  if (rows > kFewRows) return *best;
+  float most_waves = 0;
+  for (const cublasLtMatmulHeuristicResult_t& suggestion : suggestions) {
+    const float waves = suggestion.wavesCount;
+    if (waves < kNearlyFull * std::ceil(waves) || waves <= most_waves) continue;
+    if (SplitsOfDepth(suggestion.algo) > 1) continue;
+    most_waves = waves;
+    best = &suggestion;
+  }
+  return *best;
 }
 
 }  // namespace
@@ -69,14 +103,14 @@ const MatMulPlans::Plan* MatMulPlans::Find(const MatMulShape& shape) {
   cublasLtMatmulPreferenceCreate(&preference);
   cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                        &workspace_bytes_, sizeof(workspace_bytes_));
-  cublasLtMatmulHeuristicResult_t best = {};
+  cublasLtMatmulHeuristicResult_t suggestions[kSuggestions] = {};
   int found = 0;
   const cublasStatus_t status =
       cublasLtMatmulAlgoGetHeuristic(handle_, plan->operation, plan->weight, plan->x, plan->out,
-                                     plan->out, preference, 1, &best, &found);
+                                     plan->out, preference, kSuggestions, suggestions, &found);
   cublasLtMatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_SUCCESS || found == 0) return nullptr;
-  plan->algorithm = best.algo;
+  plan->algorithm = Choose({suggestions, static_cast<size_t>(found)}, shape.rows).algo;
   if (plans_.size() >= kMaxPlans) plans_.clear();
   return plans_.emplace(shape, std::move(plan)).first->second.get();
 }

@@ -1,7 +1,7 @@
 // cuBLASLt's choice of algorithm for each shape that was met, so that it is asked once.
 //
-// The choice is the library's first heuristic, never a timing: two processes then compute the same
-// bits.
+// The choice is made among the library's suggestions by what they are, never by a timing: two
+// processes then compute the same bits.
 #pragma once
 
 #include <cublasLt.h>

@@ -3,15 +3,18 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/numbers.cuh"
-#include "kernels/cuda/tree_attention/dependent_launch.cuh"
+#include "kernels/cuda/dependent_launch.cuh"
 
 namespace espalier::kernels::cuda {
 namespace {
 
-using espalier::cuda::CheckLaunch;
+using espalier::cuda::AwaitKernelBefore;
+using espalier::cuda::Check;
 using espalier::cuda::DispatchActivation;
 using espalier::cuda::FromFloat;
 using espalier::cuda::kLargest;
+using espalier::cuda::LaunchOverlapping;
+using espalier::cuda::LetDependentsStart;
 using espalier::cuda::StreamOf;
 using espalier::cuda::ToFloat;
 
@@ -51,7 +54,7 @@ __device__ Kv Storable(float value, float scale, bool* bad) {
 template <typename T, typename Kv>
 __global__ void RopeStoreKvKernel(const RopeArguments<T, Kv> p) {
   // Attention that comes next may begin with KV of earlier steps.
-  espalier::cuda::LetDependentsStart();
+  LetDependentsStart();
   const int64_t row = blockIdx.x;
   const int head = static_cast<int>(blockIdx.y * kHeads + threadIdx.y);
   const int kv_head = head - p.num_heads;
@@ -62,13 +65,14 @@ __global__ void RopeStoreKvKernel(const RopeArguments<T, Kv> p) {
   const int64_t kv_width = int64_t{p.num_kv_heads} * p.head_dim;
   // q heads and k heads follow each other in a row.
   const T* from = p.qkv + row * (q_width + 2 * kv_width) + int64_t{head} * p.head_dim;
-  const float a = ToFloat(from[i]);
-  const float b = ToFloat(from[i + half]);
   float sin;
   float cos;
   sincosf(static_cast<float>(p.positions[row]) * p.inv_freq[i], &sin, &cos);
   sin *= p.magnitude;
   cos *= p.magnitude;
+  AwaitKernelBefore();  // inputs of the step were there before its first kernel
+  const float a = ToFloat(from[i]);
+  const float b = ToFloat(from[i + half]);
   const float rotated_a = a * cos - b * sin;
   const float rotated_b = b * cos + a * sin;
   if (kv_head < 0) {
@@ -104,7 +108,9 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
   const dim3 grid(p.rows, (p.num_heads + p.kv.num_kv_heads + kHeads - 1) / kHeads);
   const dim3 block(p.kv.head_dim / 2, kHeads);
   const auto launch = [&]<typename T, typename Kv>() {
-    RopeStoreKvKernel<<<grid, block, 0, StreamOf(ctx)>>>(
+    const cudaError_t error = LaunchOverlapping(
+        RopeStoreKvKernel<T, Kv>, grid, block, /*shared_bytes=*/0, ctx.cuda().overlaps(),
+        StreamOf(ctx),
         RopeArguments<T, Kv>{.qkv = static_cast<const T*>(p.qkv),
                              .q = static_cast<T*>(p.q),
                              .positions = p.positions,
@@ -120,6 +126,7 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
                              .head_dim = p.kv.head_dim,
                              .page_size = p.kv.page_size,
                              .row_bad = p.row_bad});
+    Check(ctx, "RopeStoreKv", error);
   };
   DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
     if (p.kv.dtype == DType::kE4M3) {
@@ -128,7 +135,6 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
       launch.template operator()<T, T>();
     }
   });
-  CheckLaunch(ctx, "RopeStoreKv");
 }
 
 }  // namespace espalier::kernels::cuda

@@ -1,17 +1,22 @@
-// The CUDA ops that work on each row by itself: one block a row, fp32 arithmetic.
+// The CUDA ops that work on each row by itself: one block a row, fp32 arithmetic. Those between a
+// layer's products start while the product before ends.
 #include "kernels/core/check.h"
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/numbers.cuh"
 
 namespace espalier::kernels::cuda {
 namespace {
 
+using espalier::cuda::AwaitKernelBefore;
 using espalier::cuda::BlockSum;
+using espalier::cuda::Check;
 using espalier::cuda::CheckLaunch;
 using espalier::cuda::DispatchActivation;
 using espalier::cuda::FromFloat;
+using espalier::cuda::LaunchOverlapping;
 using espalier::cuda::StreamOf;
 using espalier::cuda::ToFloat;
 
@@ -45,9 +50,14 @@ __global__ void __launch_bounds__(kNormThreads)
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     const int i = first + k * kNormThreads * 4;
+    if (i < hidden) weights[k] = *reinterpret_cast<const Four<float>*>(weight + i);
+  }
+  AwaitKernelBefore();
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int i = first + k * kNormThreads * 4;
     if (i >= hidden) break;
     values[k] = *reinterpret_cast<const Four<float>*>(x + row + i);
-    weights[k] = *reinterpret_cast<const Four<float>*>(weight + i);
     if (residual != nullptr) deltas[k] = *reinterpret_cast<const Four<T>*>(residual + row + i);
   }
   float squares = 0;
@@ -84,6 +94,7 @@ __global__ void __launch_bounds__(kNormThreads)
                      T* out) {
   float* row = x + int64_t{blockIdx.x} * hidden;
   const T* delta = residual == nullptr ? nullptr : residual + int64_t{blockIdx.x} * hidden;
+  AwaitKernelBefore();
   float squares = 0;
   for (int i = threadIdx.x; i < hidden; i += kNormThreads) {
     float value = row[i];
@@ -109,6 +120,7 @@ __global__ void SwiGluKernel(const T* gate_up, int64_t intermediate, T* out) {
     T at[kWidth];
   };
   const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth;
+  AwaitKernelBefore();
   if (i >= intermediate) return;
   const T* row = gate_up + blockIdx.y * 2 * intermediate;
   const Run gate = *reinterpret_cast<const Run*>(row + i);
@@ -182,9 +194,11 @@ void RmsNorm(const Context& ctx, const RmsNormParams& p) {
   if (p.rows == 0) return;
   DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
     const auto launch = [&](auto* kernel) {
-      kernel<<<p.rows, kNormThreads, 0, StreamOf(ctx)>>>(p.x, static_cast<const T*>(p.residual),
-                                                         p.weight, p.eps, p.hidden,
-                                                         static_cast<T*>(p.out));
+      const cudaError_t error = LaunchOverlapping(
+          kernel, p.rows, kNormThreads, /*shared_bytes=*/0, ctx.cuda().overlaps(), StreamOf(ctx),
+          p.x, static_cast<const T*>(p.residual), p.weight, p.eps, p.hidden,
+          static_cast<T*>(p.out));
+      Check(ctx, "RmsNorm", error);
     };
     constexpr int kPerItem = kNormThreads * 4;
     if (p.hidden % 4 != 0 || p.hidden > 4 * kPerItem) {
@@ -197,7 +211,6 @@ void RmsNorm(const Context& ctx, const RmsNormParams& p) {
       launch(RmsNormKernel<T, 4>);
     }
   });
-  CheckLaunch(ctx, "RmsNorm");
 }
 
 void SwiGlu(const Context& ctx, const SwiGluParams& p) {
@@ -206,8 +219,10 @@ void SwiGlu(const Context& ctx, const SwiGluParams& p) {
     const auto launch = [&](auto* kernel, int width) {
       const int a_block = kThreads * width;
       const dim3 grid((p.intermediate + a_block - 1) / a_block, p.rows);
-      kernel<<<grid, kThreads, 0, StreamOf(ctx)>>>(static_cast<const T*>(p.gate_up), p.intermediate,
-                                                   static_cast<T*>(p.out));
+      const cudaError_t error = LaunchOverlapping(
+          kernel, grid, kThreads, /*shared_bytes=*/0, ctx.cuda().overlaps(), StreamOf(ctx),
+          static_cast<const T*>(p.gate_up), p.intermediate, static_cast<T*>(p.out));
+      Check(ctx, "SwiGlu", error);
     };
     if (p.intermediate % 8 == 0) {
       launch(SwiGluKernel<T, 8>, 8);
@@ -215,7 +230,6 @@ void SwiGlu(const Context& ctx, const SwiGluParams& p) {
       launch(SwiGluKernel<T, 1>, 1);
     }
   });
-  CheckLaunch(ctx, "SwiGlu");
 }
 
 void GatherRows(const Context& ctx, const GatherRowsParams& p) {

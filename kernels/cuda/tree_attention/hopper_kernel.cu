@@ -333,7 +333,7 @@ cudaError_t Launch(const AttentionArguments& arguments, DType kv_dtype,
   if (const cudaError_t error = map(arguments.v, &values); error != cudaSuccess) return error;
   return LaunchOverlapping(HopperAttention<T, Kv, kHeadDim>, device.num_sms,
                            Shares<Kv, kHeadDim>::kThreads, Shares<Kv, kHeadDim>::SharedBytes(),
-                           device, stream, arguments, keys, values);
+                           device.overlaps, stream, arguments, keys, values);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/tree_attention/attention_kernels.h"
-#include "kernels/cuda/tree_attention/dependent_launch.cuh"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/tree_attention/warp_mma.cuh"
 
 namespace espalier::cuda {
@@ -108,7 +108,7 @@ cudaError_t LaunchMerge(const AttentionArguments& arguments, DType dtype,
   DispatchActivation(dtype, [&]<typename T>(T) {
     const auto kernel = arguments.plan.head_dim == 128 ? MergeKernel<T, 128> : MergeKernel<T, 64>;
     error = LaunchOverlapping(kernel, device.num_sms * kBlocksPerSm, kThreads, /*shared_bytes=*/0,
-                              device, stream, arguments);
+                              device.overlaps, stream, arguments);
   });
   return error;
 }

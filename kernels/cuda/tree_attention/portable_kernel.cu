@@ -174,7 +174,7 @@ cudaError_t Launch(const AttentionArguments& arguments, const AttentionDevice& d
       NumStages<kHeadDim>(kRingBytes, kRoomBytes<kHeadDim>, device.max_shared_bytes);
   const SharedLayout<kHeadDim> layout(num_stages, kRoomBytes<kHeadDim>);
   return LaunchOverlapping(PortableAttention<T, Kv, kHeadDim>, device.num_sms, kThreads<Kv>,
-                           layout.bytes, device, stream, arguments, num_stages);
+                           layout.bytes, device.overlaps, stream, arguments, num_stages);
 }
 
 }  // namespace

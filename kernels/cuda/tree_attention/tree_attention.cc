@@ -25,7 +25,7 @@ void TreeAttention(const Context& ctx, const TreeAttentionParams& p) {
   const CudaState& state = ctx.cuda();
   const espalier::cuda::AttentionDevice device = {.num_sms = state.num_sms,
                                                   .max_shared_bytes = state.max_shared_bytes,
-                                                  .overlaps = state.compute_capability >= 90};
+                                                  .overlaps = state.overlaps()};
   const espalier::cuda::AttentionArguments arguments = {
       .q = p.q,
       .k = p.kv.k,

@@ -9,7 +9,7 @@
 
 #include "kernels/cuda/tree_attention/async_copy.cuh"
 #include "kernels/cuda/tree_attention/attention_kernels.h"
-#include "kernels/cuda/tree_attention/dependent_launch.cuh"
+#include "kernels/cuda/dependent_launch.cuh"
 
 namespace espalier::cuda {
 

@@ -4,8 +4,6 @@
 
 #include <cuda_runtime.h>
 
-#include "kernels/cuda/tree_attention/attention_kernels.h"
-
 namespace espalier::cuda {
 
 // The next kernel may start, as soon as all blocks have said so and there is room for it.
@@ -22,25 +20,28 @@ __device__ inline void AwaitKernelBefore() {
 #endif
 }
 
-// Launches one-dimensional blocks that may start while the kernel before still runs, and so await
-// it. Not recorded by a graph that is being captured: the attribute of the kernel.
+// Launches blocks that may start while the kernel before still runs, and so await it, where
+// `overlaps` says that the device can. Not recorded by a graph that is being captured: the attribute
+// of the kernel.
 template <typename... Parameters, typename... Arguments>
-cudaError_t LaunchOverlapping(void (*kernel)(Parameters...), int blocks, int threads,
-                              int shared_bytes, const AttentionDevice& device, cudaStream_t stream,
+cudaError_t LaunchOverlapping(void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
+                              int shared_bytes, bool overlaps, cudaStream_t stream,
                               const Arguments&... arguments) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (error != cudaSuccess) return error;
+  if (shared_bytes > 0) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
+  config.gridDim = blocks;
+  config.blockDim = threads;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &overlap;
-  config.numAttrs = device.overlaps ? 1 : 0;
+  config.numAttrs = overlaps ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

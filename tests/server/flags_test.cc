@@ -143,7 +143,7 @@ TEST_F(FlagsTest, EverySettingSetsItsOwnFieldOnly) {
     const ServerOptions defaults;
     int accepted = 0;
     for (const char* candidate : {"7", "32", "16", "64MiB", "7s", "cpu", "cuda", "f32", "f16",
-                                  "none", "error", "off", "0.5", "node", "ngram"}) {
+                                  "none", "error", "off", "0.5", "node", "ngram", "fp8"}) {
       ServerOptions options;
       if (!setting.set(candidate, &options).ok()) continue;
       if (setting.get(options) == setting.get(defaults)) continue;

@@ -202,19 +202,21 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
       FindKvScales(impl->ctx.get(), impl->model.get(), *tokenizer, layout, {max_rows, context});
   if (!scales.ok()) return scales.status();
   KvLayout draft_layout;
-  absl::StatusOr<KvScales> draft_scales;
+  KvScales draft_scales;
   size_t page_bytes = layout.page_bytes();
   if (impl->draft != nullptr) {
     draft_layout = impl->draft->kv_layout(config.page_size, layout.dtype);
-    draft_scales = FindKvScales(impl->ctx.get(), impl->draft->model(), *tokenizer, draft_layout,
-                                {max_rows, impl->draft->config().max_positions});
-    if (!draft_scales.ok()) return OfDraftModel(draft_scales.status());
+    absl::StatusOr<KvScales> found =
+        FindKvScales(impl->ctx.get(), impl->draft->model(), *tokenizer, draft_layout,
+                     {max_rows, impl->draft->config().max_positions});
+    if (!found.ok()) return OfDraftModel(found.status());
+    draft_scales = *std::move(found);
     page_bytes += draft_layout.page_bytes();
   }
   absl::StatusOr<int> num_pages = NumPages(config, ctx, page_bytes);
   if (!num_pages.ok()) return num_pages.status();
   if (impl->draft != nullptr) {
-    absl::Status created = impl->draft->CreateKv(draft_layout, *num_pages, *draft_scales);
+    absl::Status created = impl->draft->CreateKv(draft_layout, *num_pages, draft_scales);
     if (!created.ok()) return created;
   }
   absl::StatusOr<std::unique_ptr<KvCache>> kv = KvCache::Create(ctx, layout, *num_pages, *scales);

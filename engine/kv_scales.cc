@@ -150,7 +150,7 @@ class Calibration {
   StepBatch batch_;
   std::vector<uint8_t> row_bad_;  // of the sequence
   std::vector<std::byte> host_;   // K or V of a layer
-  KvScales largest_;
+  KvScales largest_;              // magnitudes, in the order of the scales
   int64_t good_rows_ = 0;
 };
 

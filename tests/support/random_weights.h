@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/check.h"
 #include "kernels/core/half.h"
 #include "kernels/core/matrix.h"
 #include "kernels/core/quant_blocks.h"
@@ -75,7 +76,10 @@ struct RandomMatrix {
             [&](BlockQ4_K& b) { b.d = scale(0.005f), b.dmin = scale(0.02f); });
       case DType::kQ6_K:
         return ForEach<BlockQ6_K>([&](BlockQ6_K& b) { b.d = scale(0.001f); });
+      case DType::kE4M3:
+        break;
     }
+    internal::CheckFailed("not a type of weights", __FILE__, __LINE__);
   }
 
   template <typename Block, typename Fn>

@@ -80,9 +80,10 @@ absl::StatusOr<std::unique_ptr<Context>> OpenContext(const EngineConfig& config,
   return ctx;
 }
 
-DType KvDType(const Context& ctx, CpuPrecision precision) {
+DType KvDType(const Context& ctx, KvCacheDType choice) {
+  if (choice == KvCacheDType::kFp8) return DType::kE4M3;
   if (ctx.device() == Device::kCuda) return ctx.activation_dtype();
-  return precision == CpuPrecision::kF32 ? DType::kF32 : DType::kF16;
+  return ctx.cpu_precision() == CpuPrecision::kF32 ? DType::kF32 : DType::kF16;
 }
 
 absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx, size_t page_bytes) {

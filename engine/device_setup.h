@@ -18,7 +18,9 @@ absl::Status CheckCudaRuns(const ModelConfig& model);
 absl::StatusOr<std::unique_ptr<Context>> OpenContext(const EngineConfig& config,
                                                      const ModelConfig& model, DType stored);
 
-DType KvDType(const Context& ctx, CpuPrecision precision);
+// What the KV cache holds: with kAuto activations on CUDA, on the CPU fp32 or fp16 by the context's
+// precision.
+DType KvDType(const Context& ctx, KvCacheDType choice);
 
 // Pages for the bytes asked for, or for a share of the memory that is free now; one takes
 // `page_bytes`, in all caches together. INVALID_ARGUMENT when it does not hold two pages.

@@ -89,8 +89,8 @@ KvLayout DraftModel::kv_layout(int page_size, DType dtype) const {
           .dtype = dtype};
 }
 
-absl::Status DraftModel::CreateKv(const KvLayout& layout, int num_pages) {
-  absl::StatusOr<std::unique_ptr<KvCache>> kv = KvCache::Create(*ctx_, layout, num_pages);
+absl::Status DraftModel::CreateKv(const KvLayout& layout, int num_pages, const KvScales& scales) {
+  absl::StatusOr<std::unique_ptr<KvCache>> kv = KvCache::Create(*ctx_, layout, num_pages, scales);
   if (!kv.ok()) return kv.status();
   kv_ = *std::move(kv);
   absl::StatusOr<std::unique_ptr<Executor>> executor =

@@ -30,8 +30,9 @@ class DraftModel {
 
   KvLayout kv_layout(int page_size, DType dtype) const;
   // Once the number of pages is known, before the first pass.
-  absl::Status CreateKv(const KvLayout& layout, int num_pages);
+  absl::Status CreateKv(const KvLayout& layout, int num_pages, const KvScales& scales);
 
+  Llama* model() { return model_.get(); }
   const ModelConfig& config() const { return model_->config(); }
   int64_t weight_bytes() const { return model_->weight_bytes(); }
   int64_t activation_bytes() const { return model_->activation_bytes(); }

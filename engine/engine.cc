@@ -12,6 +12,7 @@
 #include "engine/draft_model.h"
 #include "engine/engine_thread.h"
 #include "engine/executor/executor.h"
+#include "engine/kv_scales.h"
 #include "engine/kvcache/kv_cache.h"
 #include "engine/tokenize_tree.h"
 #include "engine/validate.h"
@@ -194,20 +195,31 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
                         .num_kv_heads = model.num_kv_heads,
                         .head_dim = model.head_dim,
                         .page_size = config.page_size,
-                        .dtype = KvDType(ctx, config.cpu_precision)};
+                        .dtype = KvDType(ctx, config.kv_dtype)};
+  const int context = config.max_context == 0 ? model.max_positions
+                                              : std::min(config.max_context, model.max_positions);
+  absl::StatusOr<KvScales> scales =
+      FindKvScales(impl->ctx.get(), impl->model.get(), *tokenizer, layout, {max_rows, context});
+  if (!scales.ok()) return scales.status();
   KvLayout draft_layout;
+  KvScales draft_scales;
   size_t page_bytes = layout.page_bytes();
   if (impl->draft != nullptr) {
     draft_layout = impl->draft->kv_layout(config.page_size, layout.dtype);
+    absl::StatusOr<KvScales> found =
+        FindKvScales(impl->ctx.get(), impl->draft->model(), *tokenizer, draft_layout,
+                     {max_rows, impl->draft->config().max_positions});
+    if (!found.ok()) return OfDraftModel(found.status());
+    draft_scales = *std::move(found);
     page_bytes += draft_layout.page_bytes();
   }
   absl::StatusOr<int> num_pages = NumPages(config, ctx, page_bytes);
   if (!num_pages.ok()) return num_pages.status();
   if (impl->draft != nullptr) {
-    absl::Status created = impl->draft->CreateKv(draft_layout, *num_pages);
+    absl::Status created = impl->draft->CreateKv(draft_layout, *num_pages, draft_scales);
     if (!created.ok()) return created;
   }
-  absl::StatusOr<std::unique_ptr<KvCache>> kv = KvCache::Create(ctx, layout, *num_pages);
+  absl::StatusOr<std::unique_ptr<KvCache>> kv = KvCache::Create(ctx, layout, *num_pages, *scales);
   if (!kv.ok()) return kv.status();
   impl->kv = *std::move(kv);
 
@@ -220,8 +232,6 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
   if (!executor.ok()) return executor.status();
   impl->executor = *std::move(executor);
 
-  const int context = config.max_context == 0 ? model.max_positions
-                                              : std::min(config.max_context, model.max_positions);
   impl->facts = {.vocab_size = model.vocab_size,
                  .max_context = context,
                  .chat_format = tokenizer->chat_format(),
@@ -231,6 +241,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
   impl->info = {.name = model.name,
                 .config = model,
                 .weight_type = std::string(Info(*stored).name),
+                .kv_type = std::string(Info(layout.dtype).name),
                 .parameters = impl->model->parameters(),
                 .weight_bytes = impl->model->weight_bytes(),
                 .max_context = context,

@@ -28,8 +28,12 @@
 
 namespace espalier {
 
-// Weights, activations and KV on CUDA. kAuto: fp16 where the checkpoint is fp16, else bf16.
+// Weights and activations on CUDA. kAuto: fp16 where the checkpoint is fp16, else bf16.
 enum class DeviceDType { kAuto, kBF16, kF16 };
+
+// What KV is stored as. kAuto: as activations on CUDA; on the CPU fp16, or fp32 with
+// CpuPrecision::kF32. kFp8: E4M3 with a scale for each layer and kv head, found at start-up.
+enum class KvCacheDType { kAuto, kFp8 };
 
 struct EngineConfig {
   std::string model_path;
@@ -40,7 +44,8 @@ struct EngineConfig {
   std::optional<Device> device;
   int gpu = 0;  // index of the CUDA device
   DeviceDType dtype = DeviceDType::kAuto;
-  double gpu_memory_fraction = 0.9;  // of the device's memory that this process may take
+  KvCacheDType kv_dtype = KvCacheDType::kAuto;  // of the draft model's cache too
+  double gpu_memory_fraction = 0.9;             // of the device's memory that this process may take
   bool cuda_graphs = true;
   AttentionVariant attention = AttentionVariant::kDefault;
   CpuPrecision cpu_precision = CpuPrecision::kAuto;
@@ -79,6 +84,7 @@ struct ModelInfo {
   std::string name;
   ModelConfig config;
   std::string weight_type;  // dtype of most weight bytes
+  std::string kv_type;      // dtype of the KV cache
   int64_t parameters = 0;
   int64_t weight_bytes = 0;
   int max_context = 0;
@@ -100,7 +106,7 @@ struct EngineStats {
   int64_t kv_tokens_read_unique = 0, kv_tokens_read_logical = 0;
   int64_t drafted_tokens = 0, accepted_tokens = 0, verify_steps = 0;
   double schedule_ms = 0, plan_ms = 0, forward_ms = 0, sample_ms = 0, emit_ms = 0;  // sums
-  double draft_ms = 0;  // sum
+  double draft_ms = 0;                                                              // sum
   double uptime_s = 0;
 };
 

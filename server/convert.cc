@@ -425,6 +425,7 @@ v1::GetModelInfoResponse ToProto(const ModelInfo& info) {
   message.set_parameters(info.parameters);
   message.set_weight_type(info.weight_type);
   message.set_weight_bytes(info.weight_bytes);
+  message.set_kv_type(info.kv_type);
   message.set_max_context(info.max_context);
   message.set_max_positions(config.max_positions);
   message.set_vocab_size(config.vocab_size);

@@ -124,9 +124,10 @@ void LogModel(const Engine& engine, absl::Duration load_time) {
   } else {
     Log(LogLevel::kInfo, absl::StrCat("device ", info.device_name));
   }
-  Log(LogLevel::kInfo, absl::StrFormat("KV cache: %.0f MiB, %d tokens in pages of %d",
-                                       static_cast<double>(stats.kv_bytes) / (1 << 20),
-                                       stats.pages_total * stats.page_size, stats.page_size));
+  Log(LogLevel::kInfo,
+      absl::StrFormat("KV cache: %.0f MiB of %s, %d tokens in pages of %d",
+                      static_cast<double>(stats.kv_bytes) / (1 << 20), info.kv_type,
+                      stats.pages_total * stats.page_size, stats.page_size));
 }
 
 absl::Status Serve(const ServerOptions& options) {

@@ -26,6 +26,12 @@ struct NamesOf<DeviceDType> {
 };
 
 template <>
+struct NamesOf<KvCacheDType> {
+  static constexpr std::array<std::pair<std::string_view, KvCacheDType>, 2> kAll = {
+      {{"auto", KvCacheDType::kAuto}, {"fp8", KvCacheDType::kFp8}}};
+};
+
+template <>
 struct NamesOf<AttentionVariant> {
   static constexpr std::array<std::pair<std::string_view, AttentionVariant>, 5> kAll = {
       {{"default", AttentionVariant::kDefault},

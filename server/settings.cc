@@ -168,8 +168,8 @@ std::vector<Setting> MakeSettings() {
            FIELD(engine.gpu_memory_fraction), ParseFraction,
            [](double fraction) { return absl::StrCat(fraction); }),
       Name<DeviceDType>("dtype",
-                        "Weights, activations and KV on CUDA; auto: f16 where the model is stored "
-                        "so, else bf16",
+                        "Weights and activations on CUDA, and KV unless --kv-dtype says else; "
+                        "auto: f16 where the model is stored so, else bf16",
                         FIELD(engine.dtype)),
       Make("cuda-graphs", "on|off", "Replay decode steps as captured CUDA graphs",
            FIELD(engine.cuda_graphs), ParseSwitch,
@@ -182,9 +182,11 @@ std::vector<Setting> MakeSettings() {
               "Not 0: make weights up from this seed; --model is then a config.json, or a folder "
               "with one",
               0, std::numeric_limits<int64_t>::max(), FIELD(engine.random_weights)),
-      Name<CpuPrecision>("cpu-precision",
-                         "auto: int8 activations for quantised weights and fp16 KV; f32: all fp32",
-                         FIELD(engine.cpu_precision)),
+      Name<CpuPrecision>(
+          "cpu-precision",
+          "auto: int8 activations for quantised weights and fp16 KV; f32: all fp32, save KV with "
+          "--kv-dtype fp8",
+          FIELD(engine.cpu_precision)),
       Integer("threads", "CPU threads that run the model; 0: every core", 0, 1024,
               FIELD(engine.num_threads)),
       Name<Sharing>("sharing",
@@ -219,6 +221,12 @@ std::vector<Setting> MakeSettings() {
            "Memory of the KV cache; 0: on the CPU a quarter of the free memory, at most 4GiB; on "
            "CUDA what --gpu-memory-fraction leaves",
            0, size_t{1} << 46, FIELD(engine.kv_memory_bytes)),
+      Name<KvCacheDType>("kv-dtype",
+                         "What KV is stored as. auto: as --dtype on CUDA, on the CPU fp16, or fp32 "
+                         "with --cpu-precision f32; fp8: E4M3 with a scale a layer and kv head, "
+                         "found at start-up: half the bytes of 16 bits, so that twice the tokens "
+                         "fit, a little less exact",
+                         FIELD(engine.kv_dtype)),
       Make("page-size", "16|32|64", "Tokens a KV page", FIELD(engine.page_size), ParsePageSize,
            format_int),
       Integer("max-batch-tokens",

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cerrno>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string_view>
@@ -28,10 +29,30 @@ absl::Status CheckLayout(const KvLayout& layout, int num_pages) {
           absl::StrCat("KV cache: ", name, " is ", value, ", must be at least 1"));
     }
   }
-  if (layout.dtype != DType::kF32 && layout.dtype != DType::kF16 && layout.dtype != DType::kBF16) {
+  if (layout.dtype != DType::kF32 && layout.dtype != DType::kF16 && layout.dtype != DType::kBF16 &&
+      layout.dtype != DType::kE4M3) {
     const std::string_view name = Info(layout.dtype).name;
     return absl::InvalidArgumentError(
-        absl::StrCat("KV cache: dtype is ", std::string(name), ", must be F32, F16 or BF16"));
+        absl::StrCat("KV cache: dtype is ", std::string(name), ", must be F32, F16, BF16 or E4M3"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckScales(const KvLayout& layout, const char* name,
+                         const std::vector<float>& scales) {
+  const size_t count = layout.dtype == DType::kE4M3
+                           ? static_cast<size_t>(layout.num_layers) * layout.num_kv_heads
+                           : 0;
+  if (scales.size() != count) {
+    return absl::InvalidArgumentError(absl::StrCat("KV cache: there are ", scales.size(),
+                                                   " scales of ", name, ", must be ", count,
+                                                   " for ", std::string(Info(layout.dtype).name)));
+  }
+  for (size_t i = 0; i < count; ++i) {
+    if (std::isnormal(scales[i]) && scales[i] > 0) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "KV cache: the scale of ", name, " of layer ", i / layout.num_kv_heads, ", kv head ",
+        i % layout.num_kv_heads, " is ", scales[i], ", must be a normal number above 0"));
   }
   return absl::OkStatus();
 }
@@ -49,8 +70,10 @@ size_t TotalBytes(const KvLayout& layout, int num_pages) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Context& ctx, const KvLayout& layout,
-                                                         int num_pages) {
+                                                         int num_pages, const KvScales& scales) {
   if (absl::Status status = CheckLayout(layout, num_pages); !status.ok()) return status;
+  if (absl::Status status = CheckScales(layout, "K", scales.k); !status.ok()) return status;
+  if (absl::Status status = CheckScales(layout, "V", scales.v); !status.ok()) return status;
   const size_t bytes = TotalBytes(layout, num_pages);
   const bool on_device = ctx.device() == Device::kCuda;
   const size_t available =
@@ -63,6 +86,7 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Context& ctx, con
   }
   std::unique_ptr<KvCache> cache(new KvCache(layout, num_pages));
   absl::Status status = on_device ? cache->AllocateOnDevice(ctx, bytes) : cache->Map(bytes);
+  if (status.ok() && layout.dtype == DType::kE4M3) status = cache->CopyScales(ctx, scales);
   if (!status.ok()) return status;
   return cache;
 }
@@ -92,6 +116,18 @@ absl::Status KvCache::AllocateOnDevice(const Context& ctx, size_t bytes) {
   return absl::OkStatus();
 }
 
+absl::Status KvCache::CopyScales(const Context& ctx, const KvScales& scales) {
+  const size_t bytes = scales.k.size() * sizeof(float);
+  scales_ = DeviceBuffer(ctx, 2 * bytes);
+  if (scales_.empty()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("KV cache: there is no memory for ", 2 * bytes, " bytes of scales"));
+  }
+  CopyToDevice(ctx, scales_.As<float>(), scales.k.data(), bytes);
+  CopyToDevice(ctx, scales_.As<float>() + scales.k.size(), scales.v.data(), bytes);
+  return absl::OkStatus();
+}
+
 KvCache::~KvCache() {
   if (mapped_bytes_ > 0) munmap(memory_, mapped_bytes_);
 }
@@ -102,13 +138,21 @@ KvLayerView KvCache::layer(int index) const {
   ESPALIER_CHECK(index >= 0);
   ESPALIER_CHECK(index < layout_.num_layers);
   std::byte* k = memory_ + 2 * index * buffer_bytes();
+  const float* k_scale = nullptr;
+  const float* v_scale = nullptr;
+  if (!scales_.empty()) {
+    k_scale = scales_.As<float>() + index * layout_.num_kv_heads;
+    v_scale = k_scale + layout_.num_layers * layout_.num_kv_heads;
+  }
   return {.k = k,
           .v = k + buffer_bytes(),
           .num_pages = num_pages_,
           .num_kv_heads = layout_.num_kv_heads,
           .head_dim = layout_.head_dim,
           .page_size = layout_.page_size,
-          .dtype = layout_.dtype};
+          .dtype = layout_.dtype,
+          .k_scale = k_scale,
+          .v_scale = v_scale};
 }
 
 }  // namespace espalier

@@ -128,7 +128,7 @@ class Verifier {
                                    .num_kv_heads = model.num_kv_heads,
                                    .head_dim = model.head_dim,
                                    .page_size = kPageSize,
-                                   .dtype = KvDType(*ctx_, config.cpu_precision)},
+                                   .dtype = KvDType(*ctx_, config.kv_dtype)},
                                   draft_page_ + Pages(max_tree)));
     executor_ =
         OrThrow(Executor::Create(ctx_.get(), model_.get(), kv_.get(),

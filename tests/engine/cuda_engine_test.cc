@@ -10,7 +10,10 @@
 #include <fstream>
 #include <random>
 
+#include "engine/kv_scales.h"
 #include "kernels/cuda/cuda_device.h"
+#include "model/checkpoint/random_checkpoint.h"
+#include "tests/support/fake_tokenizer.h"
 #include "tests/support/poisoned_checkpoint.h"
 #include "tests/support/tiny_engine.h"
 #include "tests/support/tree_runner.h"
@@ -46,7 +49,18 @@ class RandomModel {
   std::string path_;
 };
 
-class CudaEngineTest : public testing::TestWithParam<std::string> {
+struct CudaCase {
+  std::string model;  // below tests/golden/tiny, or "random"
+  KvCacheDType kv_dtype = KvCacheDType::kAuto;
+
+  std::string Name() const {
+    std::string name = model;
+    std::erase(name, '-');
+    return kv_dtype == KvCacheDType::kFp8 ? name + "Fp8" : name;
+  }
+};
+
+class CudaEngineTest : public testing::TestWithParam<CudaCase> {
  protected:
   void SetUp() override {
     if (cuda::NumDevices() == 0) GTEST_SKIP() << "SKIPPED: there is no CUDA device";
@@ -55,13 +69,14 @@ class CudaEngineTest : public testing::TestWithParam<std::string> {
   EngineConfig Config(Sharing sharing) const {
     EngineConfig config = ExactConfig(sharing);
     config.device = Device::kCuda;
+    config.kv_dtype = GetParam().kv_dtype;
     config.kv_memory_bytes = 64 << 20;
     config.limits.max_logprobs = kTop;
     return config;
   }
   std::unique_ptr<Engine> Make(EngineConfig config) {
-    if (GetParam() != "random") return MakeEngine(config, GetParam());
-    config.random_weights = 7;
+    if (!IsRandom()) return MakeEngine(config, GetParam().model);
+    config.random_weights = kRandomWeights;
     config.model_path = random_.path();
     absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(config);
     EXPECT_TRUE(engine.ok()) << engine.status();
@@ -69,18 +84,26 @@ class CudaEngineTest : public testing::TestWithParam<std::string> {
   }
   // With itself as the draft model.
   std::unique_ptr<Engine> MakeDrafted(EngineConfig config) {
-    config.draft_model_path = GetParam();
-    if (GetParam() != "random") {
-      return MakeEngine(config, OpenTinyCheckpoint(GetParam()), OpenTinyCheckpoint(GetParam()));
-    }
-    config.random_weights = 7;
+    config.draft_model_path = GetParam().model;
+    if (!IsRandom()) return MakeEngine(config, OpenCheckpoint(), OpenCheckpoint());
+    config.random_weights = kRandomWeights;
     config.model_path = config.draft_model_path = random_.path();
     absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(config);
     EXPECT_TRUE(engine.ok()) << engine.status();
     return *std::move(engine);
   }
 
+  static bool IsRandom() { return GetParam().model == "random"; }
+  std::unique_ptr<Checkpoint> OpenCheckpoint() const {
+    if (!IsRandom()) return OpenTinyCheckpoint(GetParam().model);
+    auto checkpoint = RandomCheckpoint::Open(random_.path(), kRandomWeights);
+    EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
+    return *std::move(checkpoint);
+  }
+
  private:
+  static constexpr uint64_t kRandomWeights = 7;
+
   RandomModel random_;
 };
 
@@ -166,7 +189,7 @@ TEST_P(CudaEngineTest, TreeEqualsItsPathsAsIndependentRequests) {
   // Close choices are rare: most of the text has to agree.
   EXPECT_GT(compared, total * 8 / 10);
   std::printf("%s: %d of %d tokens compared, largest difference of a log-probability %.4f\n",
-              GetParam().c_str(), compared, total, largest);
+              GetParam().Name().c_str(), compared, total, largest);
 }
 
 TEST_P(CudaEngineTest, StaysCloseToTheCpu) {
@@ -189,7 +212,7 @@ TEST_P(CudaEngineTest, StaysCloseToTheCpu) {
   }
   EXPECT_GT(compared, 12 * 16 / 2);
   std::printf("%s: %d tokens compared with fp32 on the CPU, largest difference %.4f\n",
-              GetParam().c_str(), compared, largest);
+              GetParam().Name().c_str(), compared, largest);
 }
 
 void ExpectSameBits(const TreeResult& a, const TreeResult& b) {
@@ -483,7 +506,7 @@ TEST_P(CudaEngineTest, PinsKeepAPathInTheCache) {
 
 TEST_P(CudaEngineTest, AnswersWhenPagesRunOut) {
   EngineConfig config = Config(Sharing::kCache);
-  config.kv_memory_bytes = GetParam() == "random" ? 3 << 20 : 400 << 10;
+  config.kv_memory_bytes = IsRandom() ? 3 << 20 : 400 << 10;
   const std::unique_ptr<Engine> engine = Make(config);
   std::mt19937_64 rng(51);
   std::vector<std::unique_ptr<TreeCall>> calls;
@@ -499,7 +522,7 @@ TEST_P(CudaEngineTest, AnswersWhenPagesRunOut) {
 }
 
 TEST_P(CudaEngineTest, ANaNFailsItsOwnRequestAlone) {
-  if (GetParam() == "random") GTEST_SKIP() << "random weights are finite";
+  if (IsRandom()) GTEST_SKIP() << "random weights are finite";
   const int32_t poison = 77;
   std::mt19937_64 rng(61);
   const auto clean_tokens = [&](int count) {
@@ -517,9 +540,8 @@ TEST_P(CudaEngineTest, ANaNFailsItsOwnRequestAlone) {
 
   const TreeResult alone = RunTree(*Make(Config(Sharing::kCache)), mate);
   ASSERT_TRUE(alone.status.ok()) << alone.status;
-  const std::unique_ptr<Engine> engine =
-      MakeEngine(Config(Sharing::kCache),
-                 std::make_unique<PoisonedCheckpoint>(OpenTinyCheckpoint(GetParam()), poison));
+  const std::unique_ptr<Engine> engine = MakeEngine(
+      Config(Sharing::kCache), std::make_unique<PoisonedCheckpoint>(OpenCheckpoint(), poison));
   float largest = 0;
   // Twice: what the failed request left in the cache must not hurt whoever comes later.
   for (int round = 0; round < 2; ++round) {
@@ -534,12 +556,42 @@ TEST_P(CudaEngineTest, ANaNFailsItsOwnRequestAlone) {
   }
 }
 
+// Calibration runs in KV of the device's own type, so that a maximum at a border may cross it.
+TEST_P(CudaEngineTest, ScalesOfFp8KvAreThoseOfTheCpuOrNextToThem) {
+  if (GetParam().kv_dtype != KvCacheDType::kFp8) GTEST_SKIP() << "KV has no scales";
+  constexpr int kRows = 100;
+  const auto find = [&](Context ctx) {
+    const std::unique_ptr<Checkpoint> checkpoint = OpenCheckpoint();
+    auto model = Llama::Create(ctx, checkpoint.get(), kRows, 1);
+    EXPECT_TRUE(model.ok()) << model.status();
+    const ModelConfig& config = checkpoint->config();
+    auto scales = FindKvScales(&ctx, model->get(), FakeTokenizer(kTinyVocab),
+                               {.num_layers = config.num_layers,
+                                .num_kv_heads = config.num_kv_heads,
+                                .head_dim = config.head_dim,
+                                .dtype = DType::kE4M3},
+                               {.max_rows = kRows, .max_context = config.max_positions});
+    EXPECT_TRUE(scales.ok()) << scales.status();
+    return *std::move(scales);
+  };
+  std::string error;
+  std::unique_ptr<Context> device = Context::Cuda(0, DType::kBF16, 4, &error);
+  ASSERT_NE(device, nullptr) << error;
+  const KvScales expected = find(Context::Cpu(4, CpuPrecision::kF32));
+  const KvScales scales = find(std::move(*device));
+  ASSERT_EQ(scales.k.size(), expected.k.size());
+  ASSERT_EQ(scales.v.size(), expected.v.size());
+  for (size_t i = 0; i < expected.k.size(); ++i) {
+    EXPECT_LE(std::abs(std::log2(scales.k[i] / expected.k[i])), 1) << "layer and head " << i;
+    EXPECT_LE(std::abs(std::log2(scales.v[i] / expected.v[i])), 1) << "layer and head " << i;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaEngineTest,
-                         testing::Values("llama-head64-llama3", "random"), [](const auto& name) {
-                           std::string id = name.param;
-                           std::erase(id, '-');
-                           return id;
-                         });
+                         testing::Values(CudaCase{"llama-head64-llama3"}, CudaCase{"random"},
+                                         CudaCase{"llama-head64-llama3", KvCacheDType::kFp8},
+                                         CudaCase{"random", KvCacheDType::kFp8}),
+                         [](const auto& its) { return its.param.Name(); });
 
 }  // namespace
 }  // namespace espalier

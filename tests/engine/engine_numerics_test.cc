@@ -99,8 +99,10 @@ void ExpectSameBits(const TreeResult& a, const TreeResult& b) {
 }
 
 struct Numbers {
+  const char* name;
   const char* checkpoint;
   CpuPrecision precision;
+  KvCacheDType kv_dtype = KvCacheDType::kAuto;
 };
 
 class EngineNumericsTest : public testing::TestWithParam<Numbers> {
@@ -108,15 +110,18 @@ class EngineNumericsTest : public testing::TestWithParam<Numbers> {
   static EngineConfig Config() {
     EngineConfig config = ExactConfig(Sharing::kCache);
     config.cpu_precision = GetParam().precision;
+    config.kv_dtype = GetParam().kv_dtype;
     return config;
   }
 };
 
 INSTANTIATE_TEST_SUITE_P(
     Precisions, EngineNumericsTest,
-    testing::Values(Numbers{"llama-gqa8-linear", CpuPrecision::kF32},
-                    Numbers{"llama-gqa8-linear/model-q8_0.gguf", CpuPrecision::kAuto}),
-    [](const auto& param) { return param.index == 0 ? "Float" : "Quantised"; });
+    testing::Values(Numbers{"Float", "llama-gqa8-linear", CpuPrecision::kF32},
+                    Numbers{"Quantised", "llama-gqa8-linear/model-q8_0.gguf", CpuPrecision::kAuto},
+                    Numbers{"QuantisedFp8Kv", "llama-gqa8-linear/model-q8_0.gguf",
+                            CpuPrecision::kAuto, KvCacheDType::kFp8}),
+    [](const auto& numbers) { return numbers.param.name; });
 
 // Several trees of shared and own prompts, sampled, on more threads than cores and with fewer pages
 // than they would like: threads race and trees are preempted, yet nothing of that is in the bits.

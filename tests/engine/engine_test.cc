@@ -39,7 +39,8 @@ TreeRequest RandomTree(std::mt19937_64& rng) {
   return request;
 }
 
-void ExpectSameBranch(const BranchResult& a, const BranchResult& b) {
+void ExpectSameBranch(const BranchResult& a, const BranchResult& b,
+                      KvCacheDType kv_dtype = KvCacheDType::kAuto) {
   ASSERT_EQ(a.tokens, b.tokens);
   ASSERT_EQ(a.logprobs.size(), b.logprobs.size());
   for (size_t i = 0; i < a.logprobs.size(); ++i) {
@@ -47,15 +48,29 @@ void ExpectSameBranch(const BranchResult& a, const BranchResult& b) {
     for (const auto& [token, logprob] : a.logprobs[i].top) row_a[token] = logprob;
     for (const auto& [token, logprob] : b.logprobs[i].top) row_b[token] = logprob;
     ASSERT_EQ(a.logprobs[i].top.size(), static_cast<size_t>(kTinyVocab));
-    for (int t = 0; t < kTinyVocab; ++t) ASSERT_NEAR(row_a[t], row_b[t], 1e-4) << "token " << i;
+    for (int t = 0; t < kTinyVocab; ++t) {
+      ASSERT_NEAR(row_a[t], row_b[t], LogprobTolerance(kv_dtype)) << "token " << i;
+    }
   }
 }
 
-class EngineTest : public testing::TestWithParam<std::string> {};
+struct TinyCase {
+  std::string checkpoint;
+  KvCacheDType kv_dtype = KvCacheDType::kAuto;
+};
+
+class EngineTest : public testing::TestWithParam<TinyCase> {
+ protected:
+  static std::unique_ptr<Engine> Make(Sharing sharing) {
+    EngineConfig config = ExactConfig(sharing);
+    config.kv_dtype = GetParam().kv_dtype;
+    return MakeEngine(config, GetParam().checkpoint);
+  }
+};
 
 TEST_P(EngineTest, TreeEqualsItsPathsAsIndependentRequests) {
-  const std::unique_ptr<Engine> tree_engine = MakeEngine(ExactConfig(Sharing::kCache), GetParam());
-  const std::unique_ptr<Engine> path_engine = MakeEngine(ExactConfig(Sharing::kNone), GetParam());
+  const std::unique_ptr<Engine> tree_engine = Make(Sharing::kCache);
+  const std::unique_ptr<Engine> path_engine = Make(Sharing::kNone);
   for (uint64_t seed = 1; seed <= 6; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937_64 rng(seed);
@@ -70,22 +85,39 @@ TEST_P(EngineTest, TreeEqualsItsPathsAsIndependentRequests) {
       alone.nodes = {Node(-1, PathOf(request, tree, branch), generation)};
       const TreeResult path = RunTree(*path_engine, alone);
       ASSERT_TRUE(path.status.ok()) << path.status;
-      ExpectSameBranch(branch, path.branches.at(0));
+      ExpectSameBranch(branch, path.branches.at(0), GetParam().kv_dtype);
       if (HasFatalFailure()) return;
     }
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, EngineTest,
-                         testing::Values("llama-mha", "llama-gqa3-tied", "llama-gqa8-linear",
-                                         "llama-head64-llama3", "qwen2-bias"),
-                         [](const auto& name) {
-                           std::string id = name.param;
+                         testing::Values(TinyCase{"llama-mha"}, TinyCase{"llama-gqa3-tied"},
+                                         TinyCase{"llama-gqa8-linear"},
+                                         TinyCase{"llama-head64-llama3"}, TinyCase{"qwen2-bias"},
+                                         TinyCase{"llama-gqa3-tied", KvCacheDType::kFp8},
+                                         TinyCase{"llama-head64-llama3", KvCacheDType::kFp8},
+                                         TinyCase{"qwen2-bias", KvCacheDType::kFp8}),
+                         [](const auto& tiny) {
+                           std::string id = tiny.param.checkpoint;
                            std::erase(id, '-');
-                           return id;
+                           return tiny.param.kv_dtype == KvCacheDType::kFp8 ? id + "Fp8" : id;
                          });
 
-TEST(Engine, ResultsDoNotDependOnSharingChunksOrMates) {
+class EngineKvTest : public testing::TestWithParam<KvCacheDType> {
+ protected:
+  static EngineConfig Config(Sharing sharing) {
+    EngineConfig config = ExactConfig(sharing);
+    config.kv_dtype = GetParam();
+    return config;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(DTypes, EngineKvTest,
+                         testing::Values(KvCacheDType::kAuto, KvCacheDType::kFp8),
+                         [](const auto& param) { return param.index == 0 ? "Auto" : "Fp8"; });
+
+TEST_P(EngineKvTest, ResultsDoNotDependOnSharingChunksOrMates) {
   for (uint64_t seed = 10; seed < 14; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937_64 rng(seed);
@@ -93,11 +125,11 @@ TEST(Engine, ResultsDoNotDependOnSharingChunksOrMates) {
     for (PromptNode& node : request.nodes) {
       if (node.generation) node.generation->sampling.temperature = 1;
     }
-    const std::unique_ptr<Engine> reference = MakeEngine(ExactConfig(Sharing::kNone));
+    const std::unique_ptr<Engine> reference = MakeEngine(Config(Sharing::kNone));
     const TreeResult expected = RunTree(*reference, request);
     ASSERT_TRUE(expected.status.ok()) << expected.status;
     for (const Sharing sharing : {Sharing::kNone, Sharing::kTree, Sharing::kCache}) {
-      EngineConfig config = ExactConfig(sharing);
+      EngineConfig config = Config(sharing);
       config.max_batch_tokens = 7;
       config.max_live_branches = 3;
       const std::unique_ptr<Engine> engine = MakeEngine(config);
@@ -119,7 +151,7 @@ TEST(Engine, ResultsDoNotDependOnSharingChunksOrMates) {
           }
           if (other.tokens != branch.tokens) continue;
           found = true;
-          ExpectSameBranch(branch, other);
+          ExpectSameBranch(branch, other, GetParam());
           if (HasFatalFailure()) return;
         }
         EXPECT_TRUE(found) << "node " << branch.start.node << " sample " << branch.start.sample;
@@ -129,7 +161,7 @@ TEST(Engine, ResultsDoNotDependOnSharingChunksOrMates) {
   }
 }
 
-TEST(Engine, PreemptionChangesNothing) {
+TEST_P(EngineKvTest, PreemptionChangesNothing) {
   std::mt19937_64 rng(77);
   std::vector<TreeRequest> requests;
   for (int i = 0; i < 4; ++i) {
@@ -140,9 +172,9 @@ TEST(Engine, PreemptionChangesNothing) {
       request.nodes.push_back(Node(0, RandomTokens(rng, 6), Greedy(40)));
     }
   }
-  const std::unique_ptr<Engine> ample = MakeEngine(ExactConfig(Sharing::kNone));
+  const std::unique_ptr<Engine> ample = MakeEngine(Config(Sharing::kNone));
   const EngineStats whole = ample->Stats();
-  EngineConfig config = ExactConfig(Sharing::kCache);
+  EngineConfig config = Config(Sharing::kCache);
   config.kv_memory_bytes = whole.kv_bytes / whole.pages_total * 14;
   const std::unique_ptr<Engine> scarce = MakeEngine(config);
   ASSERT_EQ(scarce->Stats().pages_total, 14);

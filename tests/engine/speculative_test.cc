@@ -45,7 +45,8 @@ TreeRequest RepetitiveTree(std::mt19937_64& rng, float temperature) {
 }
 
 // Branch ids follow the order of starting, which depends on the batch: by path.
-void ExpectSameTree(const TreeRequest& request, const TreeResult& a, const TreeResult& b) {
+void ExpectSameTree(const TreeRequest& request, const TreeResult& a, const TreeResult& b,
+                    double tolerance) {
   ASSERT_TRUE(a.status.ok()) << a.status;
   ASSERT_TRUE(b.status.ok()) << b.status;
   ASSERT_EQ(a.branches.size(), b.branches.size());
@@ -64,7 +65,7 @@ void ExpectSameTree(const TreeRequest& request, const TreeResult& a, const TreeR
       EXPECT_EQ(branch.end.stop_reason, other.end.stop_reason);
       ASSERT_EQ(branch.logprobs.size(), other.logprobs.size());
       for (size_t i = 0; i < branch.logprobs.size(); ++i) {
-        EXPECT_NEAR(branch.logprobs[i].logprob, other.logprobs[i].logprob, 1e-4);
+        EXPECT_NEAR(branch.logprobs[i].logprob, other.logprobs[i].logprob, tolerance);
       }
     }
     EXPECT_TRUE(found) << "node " << branch.start.node << " sample " << branch.start.sample;
@@ -89,7 +90,7 @@ Usage ExpectLossless(EngineConfig config, const std::string& draft, float temper
     const TreeRequest request = RepetitiveTree(rng, temperature);
     const TreeResult expected = RunTree(*plain, request);
     const TreeResult result = RunTree(*speculative, request);
-    ExpectSameTree(request, expected, result);
+    ExpectSameTree(request, expected, result, LogprobTolerance(config.kv_dtype));
     EXPECT_EQ(expected.usage.drafted_tokens, 0);
     EXPECT_LE(result.usage.accepted_tokens, result.usage.drafted_tokens);
     sum.drafted_tokens += result.usage.drafted_tokens;
@@ -147,6 +148,16 @@ TEST(SpeculativeTest, AChainOfAModelThatDraftsForItself) {
     EXPECT_EQ(result.usage.drafted_tokens, 3 * 30);
     EXPECT_EQ(result.usage.accepted_tokens, 3 * 30);
   }
+}
+
+// What is accepted is copied with its scaled elements, in the model's cache and the draft model's.
+TEST(SpeculativeTest, WithFp8Kv) {
+  EngineConfig config = ExactConfig(Sharing::kCache);
+  config.kv_dtype = KvCacheDType::kFp8;
+  EXPECT_GT(ExpectLossless(config, "", 0, 30, 10000).accepted_tokens, 10);
+  EXPECT_GT(ExpectLossless(config, kModel, 0, 30, 11000).accepted_tokens, 10);
+  config.kv_memory_bytes = 24 * 16 * 256;  // as few pages as in WithFewPages
+  EXPECT_GT(ExpectLossless(config, kModel, 0, 30, 12000).accepted_tokens, 10);
 }
 
 TEST(SpeculativeTest, ADraftModelThatKnowsNothing) {

@@ -80,6 +80,16 @@ TEST_F(BinaryTest, TermFinishesWhatRunsAndExitsWithZero) {
                                      HasSubstr("draining"), HasSubstr("drained")));
 }
 
+TEST_F(BinaryTest, SaysWhatKvIsStoredAs) {
+  Process server(Command({"--kv-dtype", "fp8"}));
+  const auto stub = StubOf(AddressOf(&server));
+  EXPECT_THAT(server.Errors(), HasSubstr("KV cache: 64 MiB of E4M3"));
+  grpc::ClientContext context;
+  v1::GetModelInfoResponse info;
+  ASSERT_TRUE(stub->GetModelInfo(&context, {}, &info).ok());
+  EXPECT_EQ(info.kv_type(), "E4M3");
+}
+
 TEST_F(BinaryTest, AnIdleServerStopsAtOnceOnInterrupt) {
   Process server(Command());
   AddressOf(&server);

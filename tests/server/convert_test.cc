@@ -542,6 +542,7 @@ TEST(ConvertInfoTest, ModelInfoHoldsNoInvalidText) {
   info.parameters = 100;
   info.weight_bytes = 101;
   info.max_context = 102;
+  info.kv_type = "E4M3";
   info.chat_format = ChatFormat::kChatMl;
   info.config.max_positions = 103;
   info.config.vocab_size = 104;
@@ -558,6 +559,7 @@ TEST(ConvertInfoTest, ModelInfoHoldsNoInvalidText) {
   EXPECT_EQ(response.name(), "bad \xEF\xBF\xBD name");
   EXPECT_TRUE(response.has_bos_token_id());  // 0 is an id, no absence of one
   EXPECT_THAT(response.eos_token_ids(), ElementsAre(2, 3));
+  EXPECT_EQ(response.kv_type(), "E4M3");
   EXPECT_EQ(response.chat_format(), "chatml");
   EXPECT_EQ(response.rope().scaling(), "llama3");
   EXPECT_EQ(response.num_kv_heads(), 109);

@@ -91,6 +91,7 @@ TEST_F(FlagsTest, BadFilesNameTheFileAndTheKey) {
       {R"({"port": true})", "port: is boolean"},
       {R"({"limits": {"max_nodes": 1}})", "limits: unknown key"},
       {R"({"max_nodes": null})", "max_nodes: is null"},
+      {R"({"kv_dtype": "fp16"})", "kv_dtype: \"fp16\" is not one of auto, fp8"},
       {R"(["model"])", "not a JSON object"},
       {R"({"port": 1,})", "parse error"},
       {"", "parse error"},
@@ -117,6 +118,8 @@ TEST_F(FlagsTest, BadFlagsAreNamed) {
   EXPECT_THAT(ErrorOf({"--model", "m", "--page-size", "17"}),
               AllOf(HasSubstr("--page-size"), HasSubstr("16, 32, 64")));
   EXPECT_THAT(ErrorOf({"--model", "m", "--device", "tpu"}), HasSubstr("auto, cpu, cuda"));
+  EXPECT_THAT(ErrorOf({"--model", "m", "--kv-dtype", "e5m2"}),
+              AllOf(HasSubstr("--kv-dtype: \"e5m2\""), HasSubstr("auto, fp8")));
   EXPECT_THAT(ErrorOf({"--model", "m", "--gpu-memory-fraction", "1.5"}),
               HasSubstr("--gpu-memory-fraction: \"1.5\""));
   EXPECT_THAT(ErrorOf({"--model", "m", "--no-such-flag", "1"}), HasSubstr("--no-such-flag"));
@@ -140,7 +143,7 @@ TEST_F(FlagsTest, EverySettingSetsItsOwnFieldOnly) {
     const ServerOptions defaults;
     int accepted = 0;
     for (const char* candidate : {"7", "32", "16", "64MiB", "7s", "cpu", "cuda", "f32", "f16",
-                                  "none", "error", "off", "0.5", "node", "ngram"}) {
+                                  "none", "error", "off", "0.5", "node", "ngram", "fp8"}) {
       ServerOptions options;
       if (!setting.set(candidate, &options).ok()) continue;
       if (setting.get(options) == setting.get(defaults)) continue;

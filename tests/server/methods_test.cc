@@ -147,6 +147,7 @@ TEST_F(MethodsTest, ModelInfoDescribesTheModel) {
   EXPECT_EQ(info.max_context(), 512);
   EXPECT_TRUE(info.tied_embeddings());
   EXPECT_GT(info.parameters(), 256 * 48);
+  EXPECT_EQ(info.kv_type(), "F32");
   EXPECT_EQ(info.chat_format(), "");
 }
 

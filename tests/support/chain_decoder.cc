@@ -58,7 +58,7 @@ std::span<const float> ChainDecoder::Forward(std::span<const int32_t> tokens,
     const int position = num_tokens_ + r;
     shape_.AddQuery(node, position);
     positions.push_back(position);
-    slots.push_back(int64_t{pages_[position / kPageSize]} * kPageSize + position % kPageSize);
+    slots.push_back(slot(position));
     if (r >= first_logits_row) logits_rows.push_back(r);
   }
   const ModelConfig& config = model_.config();

@@ -31,6 +31,11 @@ class ChainDecoder {
   std::span<const uint8_t> row_bad() const { return row_bad_; }
   int num_tokens() const { return num_tokens_; }
 
+  const KvLayerView& layer(int index) const { return kv_[index]; }
+  int64_t slot(int position) const {
+    return int64_t{pages_[position / kPageSize]} * kPageSize + position % kPageSize;
+  }
+
  private:
   static constexpr int kPageSize = 16;
 

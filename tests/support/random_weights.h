@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/check.h"
 #include "kernels/core/half.h"
 #include "kernels/core/matrix.h"
 #include "kernels/core/quant_blocks.h"
@@ -76,8 +77,9 @@ struct RandomMatrix {
       case DType::kQ6_K:
         return ForEach<BlockQ6_K>([&](BlockQ6_K& b) { b.d = scale(0.001f); });
       case DType::kE4M3:
-        break;  // no type of weights
+        break;
     }
+    internal::CheckFailed("not a type of weights", __FILE__, __LINE__);
   }
 
   template <typename Block, typename Fn>

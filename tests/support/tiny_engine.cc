@@ -39,6 +39,10 @@ std::unique_ptr<Engine> MakeEngine(const EngineConfig& config, const std::string
   return MakeEngine(config, OpenTinyCheckpoint(name));
 }
 
+double LogprobTolerance(KvCacheDType kv_dtype) {
+  return kv_dtype == KvCacheDType::kFp8 ? 0.02 : 1e-4;
+}
+
 std::vector<int32_t> RandomTokens(std::mt19937_64& rng, int count) {
   std::vector<int32_t> tokens(count);
   for (int32_t& token : tokens) token = static_cast<int32_t>(rng() % (kTinyVocab - 1));

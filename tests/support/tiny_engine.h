@@ -25,6 +25,10 @@ std::unique_ptr<Engine> MakeEngine(const EngineConfig& config,
 std::unique_ptr<Engine> MakeEngine(const EngineConfig& config,
                                    const std::string& name = "llama-gqa8-linear");
 
+// Within which logprobs agree that were computed in other batches. An element of fp8 KV may be
+// rounded to the other side when it differs in its last bit.
+double LogprobTolerance(KvCacheDType kv_dtype);
+
 // Ids of plain tokens: the last of the vocabulary would end a generation.
 std::vector<int32_t> RandomTokens(std::mt19937_64& rng, int count);
 

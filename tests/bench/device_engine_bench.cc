@@ -25,6 +25,7 @@ struct Options {
   uint64_t random_weights = 0;
   std::string device = "cuda";
   std::string attention = "default";
+  std::string kv_dtype = "auto";
   bool no_graphs = false;
   int prompt = 4000;
   std::vector<int> branches = {20, 50};
@@ -49,6 +50,11 @@ std::unique_ptr<Engine> Open(const Options& o, int max_width) {
   if (!attention.ok()) {
     throw CLI::ValidationError("--attention", std::string(attention.status().message()));
   }
+  const absl::StatusOr<KvCacheDType> kv_dtype = ParseName<KvCacheDType>(o.kv_dtype);
+  if (!kv_dtype.ok()) {
+    throw CLI::ValidationError("--kv-dtype", std::string(kv_dtype.status().message()));
+  }
+  config.kv_dtype = *kv_dtype;
   config.device = *device;
   config.attention = *attention;
   config.cuda_graphs = !o.no_graphs;
@@ -400,6 +406,7 @@ void AddCommon(CLI::App* command, Options* options) {
   command->add_option("--device", options->device, "cpu or cuda");
   command->add_option("--attention", options->attention,
                       "default, sequence, node, node-chunk or flatten");
+  command->add_option("--kv-dtype", options->kv_dtype, "auto or fp8");
   command->add_flag("--no-graphs", options->no_graphs, "launch every op by itself");
   command->add_option("--read-gbps", options->read_gbps, "0: measured");
   command->add_flag("--json", options->json, "print JSON");

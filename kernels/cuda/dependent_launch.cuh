@@ -21,8 +21,8 @@ __device__ inline void AwaitKernelBefore() {
 }
 
 // Launches blocks that may start while the kernel before still runs, and so await it, where
-// `overlaps` says that the device can. Not recorded by a graph that is being captured: the attribute
-// of the kernel.
+// `overlaps` says that the device can. Not recorded by a graph that is being captured: the
+// attribute of the kernel.
 template <typename... Parameters, typename... Arguments>
 cudaError_t LaunchOverlapping(void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
                               int shared_bytes, bool overlaps, cudaStream_t stream,

@@ -32,9 +32,9 @@ int SplitsOfDepth(const cublasLtMatmulAlgo_t& algorithm) {
   return splits;
 }
 
-// With few rows all SMs should read all the time: that is many waves of tiles, the last nearly full,
-// and no sums of a split depth, which a kernel of their own makes. Where no suggestion is like that,
-// and with many rows, the library's first (figures: tests/bench/RESULTS.md).
+// With few rows all SMs should read all the time: that is many waves of tiles, the last nearly
+// full, and no sums of a split depth, which a kernel of their own makes. Where no suggestion is
+// like that, and with many rows, the library's first (figures: tests/bench/RESULTS.md).
 const cublasLtMatmulHeuristicResult_t& Choose(
     std::span<const cublasLtMatmulHeuristicResult_t> suggestions, int rows) {
   constexpr float kNearlyFull = 0.84f;

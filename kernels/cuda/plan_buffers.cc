@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <span>
 
 #include "kernels/core/check.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/tree_attention/device_plan.h"
 #include "kernels/cuda/tree_attention/expand_tokens.h"
+#include "kernels/cuda/tree_attention/stage_order.h"
 #include "kernels/runtime/device_memory.h"
 
 namespace espalier {
@@ -46,8 +48,9 @@ class BlockLayout {
   explicit BlockLayout(const TreePlan& plan)
       : header(Place<PlanHeader>(1)),
         records(Place<PlanRecord>(plan.partitions.size())),
-        // Each partition's padding is one more.
-        entries(Place<PlanEntryRecord>(plan.entries.size() + plan.partitions.size())),
+        // Each partition's padding is one more, and a stage may end within an entry.
+        entries(Place<PlanEntryRecord>(plan.entries.size() + plan.partitions.size() +
+                                       plan.stats.read_kv_tokens / kStageTokens)),
         stages(Place<PlanStage>(plan.stats.read_kv_tokens / kStageTokens + plan.partitions.size())),
         slot_rows(Place<RowInterval>(plan.slot_rows.size())),
         queries(Place<int32_t>(plan.query_of_row.size())),
@@ -84,8 +87,8 @@ class BlockLayout {
 // Writes the block, and with it where each token of the plan goes in the token lists.
 class BlockWriter {
  public:
-  BlockWriter(const TreePlan& plan, const BlockLayout& layout, int32_t* words)
-      : plan_(plan), layout_(layout), words_(words) {}
+  BlockWriter(const TreePlan& plan, const BlockLayout& layout, StageOrder& order, int32_t* words)
+      : plan_(plan), layout_(layout), order_(order), words_(words) {}
 
   void Write() {
     *At<PlanHeader>(layout_.header) = {
@@ -144,8 +147,20 @@ class BlockWriter {
     std::fill_n(stages_ + num_tokens_ / kStageTokens, num_stages, kUnseen);
     groups_begin_ = num_tokens_;
     rest_begin_ = num_tokens_ + in_groups;
-    for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e) {
-      WriteEntry(plan_.entries[e], partition.rows.begin);
+    const std::span<const PlanEntry> entries =
+        std::span(plan_.entries)
+            .subspan(partition.entry_begin, partition.entry_end - partition.entry_begin);
+    const std::span<const EntryPart> parts =
+        order_.Of(entries, partition.rows.begin, plan_.options.group_size);
+    if (parts.empty()) {
+      for (const PlanEntry& entry : entries) WriteEntry(entry, partition.rows.begin);
+    }
+    for (const EntryPart& part : parts) {
+      PlanEntry entry = entries[part.entry];
+      entry.first_slot += part.offset;
+      entry.count = part.count;
+      if (entry.slot_rows >= 0) entry.slot_rows += part.offset;
+      WriteEntry(entry, partition.rows.begin);
     }
     record_->num_start_stages =
         static_cast<int32_t>(std::min<int64_t>(kStartStages, in_groups / kStageTokens));
@@ -217,6 +232,7 @@ class BlockWriter {
 
   const TreePlan& plan_;
   const BlockLayout& layout_;
+  StageOrder& order_;
   int32_t* words_;
   PlanStage* stages_ = At<PlanStage>(layout_.stages);
   PlanRecord* record_ = nullptr;  // of the partition
@@ -233,6 +249,7 @@ struct PlanBuffers::Impl {
 
   const Context& ctx;
   DevicePlan plan;
+  StageOrder order;
   int generation = 0;
   StagingBuffer staging;
   DeviceBuffer block;
@@ -312,7 +329,7 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
   plan.page_size = tree_plan.page_size;
   plan.num_pages = tree_plan.num_pages;
 
-  BlockWriter writer(tree_plan, layout, impl.staging.As<int32_t>());
+  BlockWriter writer(tree_plan, layout, impl.order, impl.staging.As<int32_t>());
   writer.Write();
   CopyToDevice(impl.ctx, impl.block.As<void>(), impl.staging.As<void>(), layout.bytes());
   const int32_t* words = impl.block.As<int32_t>();

@@ -2,8 +2,8 @@
 #include "kernels/core/check.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_state.h"
-#include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/dependent_launch.cuh"
+#include "kernels/cuda/numbers.cuh"
 
 namespace espalier::kernels::cuda {
 namespace {
@@ -108,24 +108,24 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
   const dim3 grid(p.rows, (p.num_heads + p.kv.num_kv_heads + kHeads - 1) / kHeads);
   const dim3 block(p.kv.head_dim / 2, kHeads);
   const auto launch = [&]<typename T, typename Kv>() {
-    const cudaError_t error = LaunchOverlapping(
-        RopeStoreKvKernel<T, Kv>, grid, block, /*shared_bytes=*/0, ctx.cuda().overlaps(),
-        StreamOf(ctx),
-        RopeArguments<T, Kv>{.qkv = static_cast<const T*>(p.qkv),
-                             .q = static_cast<T*>(p.q),
-                             .positions = p.positions,
-                             .kv_slots = p.kv_slots,
-                             .inv_freq = p.inv_freq,
-                             .magnitude = p.rope_magnitude,
-                             .num_heads = p.num_heads,
-                             .k_cache = static_cast<Kv*>(p.kv.k),
-                             .v_cache = static_cast<Kv*>(p.kv.v),
-                             .k_scale = p.kv.k_scale,
-                             .v_scale = p.kv.v_scale,
-                             .num_kv_heads = p.kv.num_kv_heads,
-                             .head_dim = p.kv.head_dim,
-                             .page_size = p.kv.page_size,
-                             .row_bad = p.row_bad});
+    const cudaError_t error =
+        LaunchOverlapping(RopeStoreKvKernel<T, Kv>, grid, block, /*shared_bytes=*/0,
+                          ctx.cuda().overlaps(), StreamOf(ctx),
+                          RopeArguments<T, Kv>{.qkv = static_cast<const T*>(p.qkv),
+                                               .q = static_cast<T*>(p.q),
+                                               .positions = p.positions,
+                                               .kv_slots = p.kv_slots,
+                                               .inv_freq = p.inv_freq,
+                                               .magnitude = p.rope_magnitude,
+                                               .num_heads = p.num_heads,
+                                               .k_cache = static_cast<Kv*>(p.kv.k),
+                                               .v_cache = static_cast<Kv*>(p.kv.v),
+                                               .k_scale = p.kv.k_scale,
+                                               .v_scale = p.kv.v_scale,
+                                               .num_kv_heads = p.kv.num_kv_heads,
+                                               .head_dim = p.kv.head_dim,
+                                               .page_size = p.kv.page_size,
+                                               .row_bad = p.row_bad});
     Check(ctx, "RopeStoreKv", error);
   };
   DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {

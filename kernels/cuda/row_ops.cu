@@ -161,8 +161,8 @@ __global__ void CopySlotsKernel(KvLayerView kv, int row_bytes, ptrdiff_t layer_b
   const int head = static_cast<int>(blockIdx.x);
   const int vectors = row_bytes / static_cast<int>(sizeof(uint4));
   const auto vector = [&](int64_t slot, int i) {
-    const int64_t row = (slot / kv.page_size * kv.num_kv_heads + head) * kv.page_size +
-                        slot % kv.page_size;
+    const int64_t row =
+        (slot / kv.page_size * kv.num_kv_heads + head) * kv.page_size + slot % kv.page_size;
     return side + row * vectors + i;
   };
   for (int begin = 0; begin < count; begin += kCopyChunk) {
@@ -194,10 +194,10 @@ void RmsNorm(const Context& ctx, const RmsNormParams& p) {
   if (p.rows == 0) return;
   DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
     const auto launch = [&](auto* kernel) {
-      const cudaError_t error = LaunchOverlapping(
-          kernel, p.rows, kNormThreads, /*shared_bytes=*/0, ctx.cuda().overlaps(), StreamOf(ctx),
-          p.x, static_cast<const T*>(p.residual), p.weight, p.eps, p.hidden,
-          static_cast<T*>(p.out));
+      const cudaError_t error =
+          LaunchOverlapping(kernel, p.rows, kNormThreads, /*shared_bytes=*/0, ctx.cuda().overlaps(),
+                            StreamOf(ctx), p.x, static_cast<const T*>(p.residual), p.weight, p.eps,
+                            p.hidden, static_cast<T*>(p.out));
       Check(ctx, "RmsNorm", error);
     };
     constexpr int kPerItem = kNormThreads * 4;

@@ -215,8 +215,7 @@ void AddAttentionCommand(CLI::App& app) {
   command->add_option("--head-dim", options->head_dim)->check(CLI::Range(8, 256));
   command->add_option("--dtype", options->dtype, "KV type; on CUDA of everything (default bf16)")
       ->check(CLI::IsMember(kDTypes));
-  command
-      ->add_option("--kv-dtype", options->kv_dtype, "auto: as --dtype; fp8: E4M3 with scales")
+  command->add_option("--kv-dtype", options->kv_dtype, "auto: as --dtype; fp8: E4M3 with scales")
       ->check(CLI::IsMember({"auto", "fp8"}));
   command->add_option("--page", options->tree.page_size, "Tokens a page")
       ->check(CLI::IsMember({16, 32, 64}));

@@ -24,7 +24,7 @@ struct CpuMemory {
   // Layers that hold the same values.
   std::vector<std::vector<std::byte>> k;
   std::vector<std::vector<std::byte>> v;
-  std::vector<float> scales;  // of a layer's K, or V; empty unless KV is kE4M3
+  std::vector<float> scales;   // of a layer's K, or V; empty unless KV is kE4M3
   std::vector<float> k_exact;  // before rounding
   std::vector<float> v_exact;
   std::vector<float> q;

@@ -1,6 +1,6 @@
 // For sm_90a: products of whole warpgroups. Grid: one block an SM, each with a ring of stages of 64
-// KV tokens. Four warps fill the ring, from a second one, by way of four more, where KV is of 8 bits;
-// two warpgroups of 64 packed rows each drain it. Shared memory: the ring, 32 KiB a stage at
+// KV tokens. Four warps fill the ring, from a second one, by way of four more, where KV is of 8
+// bits; two warpgroups of 64 packed rows each drain it. Shared memory: the ring, 32 KiB a stage at
 // head_dim 128, and as much for Q, which consumers hold in registers.
 #include "kernels/cuda/tree_attention/dispatch_attention.cuh"
 #include "kernels/cuda/tree_attention/packed_rows.cuh"
@@ -265,10 +265,9 @@ template <typename Tile>
 __device__ void Produce(const BlockState& block, const Ring& ring, const AttentionArguments& p,
                         const CUtensorMap& keys, const CUtensorMap& values, int index) {
   const bool is_key = index < 2;
-  TensorStream<Tile> stream(ring, SharedAddress(&block.barriers->queries), p,
-                            is_key ? keys : values, is_key,
-                            /*first_token=*/index % 2 * kWarpTokens,
-                            static_cast<int>(blockIdx.x) / p.plan.num_kv_heads);
+  TensorStream<Tile> stream(
+      ring, SharedAddress(&block.barriers->queries), p, is_key ? keys : values, is_key,
+      /*first_token=*/index % 2 * kWarpTokens, static_cast<int>(blockIdx.x) / p.plan.num_kv_heads);
   __syncthreads();
   LetDependentsStart();
   if (index == 0) {
@@ -340,10 +339,10 @@ cudaError_t Launch(const AttentionArguments& arguments, DType kv_dtype,
 
 cudaError_t LaunchHopperAttention(const AttentionArguments& arguments, DType dtype, DType kv_dtype,
                                   const AttentionDevice& device, cudaStream_t stream) {
-  return DispatchAttention(
-      dtype, kv_dtype, arguments.plan.head_dim, [&]<typename T, typename Kv, int kHeadDim>() {
-        return Launch<T, Kv, kHeadDim>(arguments, kv_dtype, device, stream);
-      });
+  return DispatchAttention(dtype, kv_dtype, arguments.plan.head_dim,
+                           [&]<typename T, typename Kv, int kHeadDim>() {
+                             return Launch<T, Kv, kHeadDim>(arguments, kv_dtype, device, stream);
+                           });
 }
 
 }  // namespace espalier::cuda

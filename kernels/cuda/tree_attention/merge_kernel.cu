@@ -2,9 +2,9 @@
 // where there are many states, so that all of these are asked for at once. Reads partial_rows *
 // num_heads * (head_dim + 1) * 4 bytes.
 #include "kernels/cuda/block_reduce.cuh"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/tree_attention/attention_kernels.h"
-#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/tree_attention/warp_mma.cuh"
 
 namespace espalier::cuda {

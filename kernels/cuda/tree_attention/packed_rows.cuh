@@ -353,8 +353,8 @@ struct RowTargets {
 
 // Divides, and writes the warp's rows to the output or to their partial states. Whole warp.
 template <typename T, int kHeadDim>
-__device__ void StoreRows(const AttentionArguments& p, const RowTargets& targets,
-                          float value_scale, const WarpState<kHeadDim>& state) {
+__device__ void StoreRows(const AttentionArguments& p, const RowTargets& targets, float value_scale,
+                          const WarpState<kHeadDim>& state) {
   using G = Geometry<kHeadDim>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll

@@ -1,6 +1,6 @@
 // Grid: one block an SM, each with a ring of stages of 64 KV tokens. Two warps fill the ring, four
-// where they widen KV of 8 bits; eight warps of 16 packed rows each drain it. Shared memory: the ring, 32 KiB a stage at head_dim 128,
-// and as much for Q.
+// where they widen KV of 8 bits; eight warps of 16 packed rows each drain it. Shared memory: the
+// ring, 32 KiB a stage at head_dim 128, and as much for Q.
 #include "kernels/cuda/tree_attention/dispatch_attention.cuh"
 #include "kernels/cuda/tree_attention/gather_stream.cuh"
 #include "kernels/cuda/tree_attention/packed_rows.cuh"
@@ -182,10 +182,10 @@ cudaError_t Launch(const AttentionArguments& arguments, const AttentionDevice& d
 cudaError_t LaunchPortableAttention(const AttentionArguments& arguments, DType dtype,
                                     DType kv_dtype, const AttentionDevice& device,
                                     cudaStream_t stream) {
-  return DispatchAttention(
-      dtype, kv_dtype, arguments.plan.head_dim, [&]<typename T, typename Kv, int kHeadDim>() {
-        return Launch<T, Kv, kHeadDim>(arguments, device, stream);
-      });
+  return DispatchAttention(dtype, kv_dtype, arguments.plan.head_dim,
+                           [&]<typename T, typename Kv, int kHeadDim>() {
+                             return Launch<T, Kv, kHeadDim>(arguments, device, stream);
+                           });
 }
 
 }  // namespace espalier::cuda

@@ -33,7 +33,7 @@ cudaError_t MapRows(const void* rows, int64_t num_rows, int head_dim, int box_ro
   const cuuint32_t box[] = {static_cast<cuuint32_t>(block), static_cast<cuuint32_t>(box_rows),
                             static_cast<cuuint32_t>(head_dim / block)};
   const cuuint32_t steps[] = {1, 1, 1};
-  const CUtensorMapDataType type = narrow                  ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+  const CUtensorMapDataType type = narrow                 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
                                    : dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                           : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const CUresult result =

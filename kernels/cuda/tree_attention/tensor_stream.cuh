@@ -77,8 +77,8 @@ struct UnitLists {
         head_row(unit.kv_head * p.plan.page_size),
         kv_rows(p.plan.token_kv_rows + unit.partition.token_begin),
         token_rows(p.plan.token_rows + unit.partition.token_begin),
-        stages(reinterpret_cast<const PlanStage*>(
-            reinterpret_cast<const int32_t*>(p.plan.header) + unit.partition.stages_at)),
+        stages(reinterpret_cast<const PlanStage*>(reinterpret_cast<const int32_t*>(p.plan.header) +
+                                                  unit.partition.stages_at)),
         side(static_cast<const std::byte*>(is_key ? p.k : p.v)),
         brings_rows(is_key && first_token == 0) {}
   int num_stages;
@@ -111,8 +111,8 @@ __device__ void AskForTokens(const UnitLists& unit, int s, int kv_row, const CUt
   const uint32_t groups = __ballot_sync(0xffffffff, starts_group);
   if (__any_sync(0xffffffff, (kv_row & kWrittenNow) != 0)) AwaitKernelBefore();
   if (lane == 0) {
-    ExpectBytes(barrier, __popc(groups) * kGroupTokens * kRowBytes +
-                             (unit.brings_rows ? kRowsBytes : 0));
+    ExpectBytes(barrier,
+                __popc(groups) * kGroupTokens * kRowBytes + (unit.brings_rows ? kRowsBytes : 0));
     if (unit.brings_rows) {
       CopyBulk(rows_to, unit.token_rows + s * kStageTokens, kStageTokens * 4, barrier);
       CopyBulk(rows_to + kStageTokens * 4, unit.stages + s, sizeof(PlanStage), barrier);
@@ -145,8 +145,9 @@ __device__ void AskForTokens(const UnitLists& unit, int s, int kv_row, const CUt
   BarrierArriveAfterCopies(barrier);
 }
 
-// A producer warp of K or V: the tokens [first_token, first_token + kWarpTokens) of each stage, into
-// a ring. Tile::Offset says where a 16-byte chunk of a token's row lies within a side of a stage.
+// A producer warp of K or V: the tokens [first_token, first_token + kWarpTokens) of each stage,
+// into a ring. Tile::Offset says where a 16-byte chunk of a token's row lies within a side of a
+// stage.
 template <typename Tile>
 class TensorStream {
   static constexpr int kSideBytes = kStageTokens * Tile::kRowBytes;

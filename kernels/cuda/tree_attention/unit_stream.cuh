@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/tree_attention/async_copy.cuh"
 #include "kernels/cuda/tree_attention/attention_kernels.h"
-#include "kernels/cuda/dependent_launch.cuh"
 
 namespace espalier::cuda {
 
@@ -58,11 +58,11 @@ struct SharedLayout {
   using G = Geometry<kHeadDim>;
   explicit constexpr __host__ __device__ SharedLayout(int num_stages, int room_bytes)
       : rows(num_stages * G::kStageBytes),
-        units(rows + (num_stages * kRowsBytes + kUnitAlignment - 1) / kUnitAlignment *
-                         kUnitAlignment),
+        units(rows +
+              (num_stages * kRowsBytes + kUnitAlignment - 1) / kUnitAlignment * kUnitAlignment),
         barriers(units + kUnitSlots * static_cast<int>(sizeof(Unit))),
-        room((barriers + static_cast<int>(sizeof(Barriers)) + kRoomAlignment - 1) /
-             kRoomAlignment * kRoomAlignment),
+        room((barriers + static_cast<int>(sizeof(Barriers)) + kRoomAlignment - 1) / kRoomAlignment *
+             kRoomAlignment),
         bytes(room + room_bytes) {}
   int rows;
   int units;
@@ -99,8 +99,8 @@ struct RingPlace {
 // A ring of stages by its shared addresses.
 struct Ring {
   uint32_t stages;
-  uint32_t rows;   // of stages' token rows
-  uint32_t full;   // barriers, 8 bytes each
+  uint32_t rows;  // of stages' token rows
+  uint32_t full;  // barriers, 8 bytes each
   uint32_t empty;
   int num_stages;
   __device__ uint32_t FullOf(int at) const { return full + at * 8; }

@@ -12,9 +12,7 @@ template <int kHalf>
 __device__ uint32_t WidenTwo(uint32_t word) {
   uint32_t wide;
 #if __CUDA_ARCH__ >= 890
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;"
-      : "=r"(wide)
-      : "h"(static_cast<uint16_t>(word >> 16 * kHalf)));
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(wide) : "h"(static_cast<uint16_t>(word >> 16 * kHalf)));
 #else
   // Exponent and mantissa move to their places; the exponent's bias is that of E4M3, 7 instead of
   // 15, until the product, which makes subnormals right, too.

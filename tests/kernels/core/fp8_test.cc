@@ -14,8 +14,8 @@ namespace {
 double Defined(int code) {
   const int exponent = code >> 3 & 15;
   const int mantissa = code & 7;
-  const double magnitude = exponent == 0 ? std::ldexp(mantissa, -9)
-                                         : std::ldexp(8 + mantissa, exponent - 10);
+  const double magnitude =
+      exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
   return code & 0x80 ? -magnitude : magnitude;
 }
 
@@ -62,7 +62,8 @@ TEST(E4M3, RoundsToNearestEven) {
 }
 
 TEST(E4M3, WhatItCannotHoldBecomesTheLargest) {
-  for (const float value : {448.0f, 448.1f, 480.0f, 1e30f, std::numeric_limits<float>::infinity()}) {
+  for (const float value :
+       {448.0f, 448.1f, 480.0f, 1e30f, std::numeric_limits<float>::infinity()}) {
     EXPECT_EQ(E4M3ToFloat(FloatToE4M3(value)), kLargestE4M3);
     EXPECT_EQ(E4M3ToFloat(FloatToE4M3(-value)), -kLargestE4M3);
   }

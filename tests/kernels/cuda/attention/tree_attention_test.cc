@@ -1,6 +1,6 @@
 // Tree attention on CUDA against attention by its definition: every variant, element type, of KV
-// too, head size, group size and page size, on random forests. Before a run the output and the partial states
-// hold NaN, and slots that no query sees hold NaN or the largest finite value.
+// too, head size, group size and page size, on random forests. Before a run the output and the
+// partial states hold NaN, and slots that no query sees hold NaN or the largest finite value.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -149,8 +149,8 @@ TEST_P(CudaTreeAttention, EveryVariantEqualsTheDefinition) {
 
 std::string ParamName(const ::testing::TestParamInfo<Shape>& info) {
   const auto [dtype, e4m3_kv, head_dim, group_size] = info.param;
-  return std::string(Info(dtype).name) + (e4m3_kv ? "_E4M3" : "") + "_" +
-         std::to_string(head_dim) + "_group" + std::to_string(group_size);
+  return std::string(Info(dtype).name) + (e4m3_kv ? "_E4M3" : "") + "_" + std::to_string(head_dim) +
+         "_group" + std::to_string(group_size);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaTreeAttention,

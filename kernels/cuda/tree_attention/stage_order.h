@@ -1,0 +1,46 @@
+// In which order a partition's KV goes into stages. No CUDA headers.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/attention/tree_plan.h"
+
+namespace espalier {
+
+// Slots [offset, offset + count) of an entry: whole groups, and in an entry's last part what it has
+// beyond these.
+struct EntryPart {
+  int32_t entry;
+  int32_t offset;
+  int32_t count;
+};
+
+// Parts of a partition's entries, each slot once, so that the whole groups, one part's behind the
+// other's, make stages of one kind as far as they can: KV that packed rows of both halves of a tile
+// see, of the lower 64 alone, or of the upper. Kinds take turns, each spread over all of the order.
+// What the lower half alone sees is then worked on while the upper half is busy with its own, and
+// KV that comes from memory while both are busy with what is in the cache.
+class StageOrder {
+ public:
+  // Empty where the order of the entries will do. `first_row` is the partition's first. Valid until
+  // the next call.
+  std::span<const EntryPart> Of(std::span<const PlanEntry> entries, int32_t first_row,
+                                int group_size);
+
+ private:
+  struct Kind {
+    std::vector<int32_t> entries;
+    int64_t num_groups = 0;
+    size_t at = 0;       // the entry that is being taken
+    int32_t offset = 0;  // from where on
+    int64_t taken = 0;   // stages
+  };
+  void Take(std::span<const PlanEntry> entries, Kind* kind, int64_t groups);
+
+  Kind kinds_[3];
+  std::vector<EntryPart> parts_;
+};
+
+}  // namespace espalier

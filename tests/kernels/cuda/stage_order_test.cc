@@ -1,0 +1,106 @@
+// The order of a partition's KV: nothing lost, stages of one kind, kinds spread evenly.
+#include "kernels/cuda/tree_attention/stage_order.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "kernels/cuda/tree_attention/device_plan.h"
+#include "tests/support/random_forest.h"
+
+namespace espalier {
+namespace {
+
+using testing::RandomChance;
+using testing::RandomInt;
+using testing::Rng;
+
+constexpr int kHalfRows = kMostPackedRows / 2;
+constexpr int kStageGroups = kStageTokens / kGroupTokens;
+
+enum Kind { kBoth, kLower, kUpper };
+
+struct Case {
+  explicit Case(Rng& rng) : group(1 << RandomInt(rng, 0, 3)), first_row(RandomInt(rng, 0, 1000)) {
+    const int page_size = 16 << RandomInt(rng, 0, 2);
+    const int most_rows = kMostPackedRows / group;
+    const double shared = RandomChance(rng, 0.3) ? 0.0 : 0.3;
+    for (int i = RandomInt(rng, 1, 300); i > 0; --i) {
+      const int begin = RandomChance(rng, shared) ? 0 : RandomInt(rng, 0, most_rows - 1);
+      const int end =
+          RandomChance(rng, shared) ? most_rows : std::min(most_rows, begin + RandomInt(rng, 1, 3));
+      const int count = RandomChance(rng, 0.6) ? page_size : RandomInt(rng, 1, page_size);
+      entries.push_back({.page = i,
+                         .first_slot = 0,
+                         .count = count,
+                         .rows = {first_row + begin, first_row + std::max(end, begin + 1)},
+                         .slot_rows = -1,
+                         .read_again = false,
+                         .written_now = false});
+    }
+  }
+  Kind KindOf(const PlanEntry& entry) const {
+    if ((entry.rows.end - first_row) * group <= kHalfRows) return kLower;
+    return (entry.rows.begin - first_row) * group >= kHalfRows ? kUpper : kBoth;
+  }
+  std::vector<int64_t> GroupsOfKinds() const {
+    std::vector<int64_t> groups(3);
+    for (const PlanEntry& entry : entries) groups[KindOf(entry)] += entry.count / kGroupTokens;
+    return groups;
+  }
+
+  int group;
+  int32_t first_row;
+  std::vector<PlanEntry> entries;
+};
+
+TEST(StageOrder, TakesEverySlotOnceAndSpreadsStagesOfOneKind) {
+  StageOrder order;
+  int num_ordered = 0;
+  for (uint64_t seed = 0; seed < 500; ++seed) {
+    SCOPED_TRACE(seed);
+    Rng rng(seed);
+    const Case c(rng);
+    const std::span<const EntryPart> parts = order.Of(c.entries, c.first_row, c.group);
+    std::vector<int> entries_of_kind(3);
+    for (const PlanEntry& entry : c.entries) ++entries_of_kind[c.KindOf(entry)];
+    const bool one_kind = std::ranges::count(entries_of_kind, 0) == 2;
+    ASSERT_EQ(parts.empty(), one_kind);
+    if (one_kind) continue;
+    ++num_ordered;
+
+    std::vector<int> taken(c.entries.size(), 0);
+    std::vector<Kind> groups;
+    for (const EntryPart& part : parts) {
+      const PlanEntry& entry = c.entries[part.entry];
+      ASSERT_EQ(part.offset, taken[part.entry]);
+      taken[part.entry] += part.count;
+      const bool is_last = taken[part.entry] == entry.count;
+      ASSERT_TRUE(is_last || part.count % kGroupTokens == 0);
+      groups.insert(groups.end(), part.count / kGroupTokens, c.KindOf(entry));
+    }
+    for (size_t i = 0; i < taken.size(); ++i) ASSERT_EQ(taken[i], c.entries[i].count);
+
+    std::vector<int64_t> stages = c.GroupsOfKinds();
+    for (int64_t& count : stages) count /= kStageGroups;
+    const int64_t num_stages = std::accumulate(stages.begin(), stages.end(), int64_t{0});
+    std::vector<int64_t> seen(3, 0);
+    for (int64_t s = 0; s < num_stages; ++s) {
+      const Kind kind = groups[s * kStageGroups];
+      for (int i = 1; i < kStageGroups; ++i) ASSERT_EQ(groups[s * kStageGroups + i], kind);
+      ++seen[kind];
+      for (int k = 0; k < 3; ++k) {
+        const double even = static_cast<double>((s + 1) * stages[k]) / num_stages;
+        ASSERT_LE(std::abs(seen[k] - even), 2) << "kind " << k << " after stage " << s;
+      }
+    }
+    EXPECT_EQ(seen, stages);
+  }
+  EXPECT_GT(num_ordered, 250);
+}
+
+}  // namespace
+}  // namespace espalier

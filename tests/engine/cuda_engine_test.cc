@@ -27,7 +27,7 @@ constexpr int kTop = 20;
 constexpr float kTolerance = 0.25f;
 // The same with KV of E4M3, which itself moves that checkpoint's log-probabilities by up to 0.6:
 // what bf16 changes tips elements over the borders of its rounding.
-constexpr float kFp8Tolerance = 0.6f;
+constexpr float kFp8Tolerance = 0.8f;
 
 // A model of 128-wide heads, wide enough for every kernel's tiles.
 class RandomModel {

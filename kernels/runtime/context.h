@@ -15,7 +15,7 @@ namespace espalier {
 enum class Device { kCpu, kCuda };
 
 // kF32: fp32 activations against exactly dequantised weights, fp32 KV; every 1e-4 proof uses it.
-// kAuto: activations are quantised to int8 for quantised weights; KV is fp16.
+// kAuto: activations are quantised to int8 for quantised weights; fp16 KV. (Unless KV is E4M3.)
 enum class CpuPrecision { kAuto, kF32 };
 
 struct CudaState;  // kernels/cuda/cuda_state.h

@@ -6,12 +6,12 @@
 #include "kernels/cuda/tree_attention/packed_rows.cuh"
 #include "kernels/cuda/tree_attention/tensor_map.h"
 #include "kernels/cuda/tree_attention/tensor_stream.cuh"
+#include "kernels/cuda/tree_attention/widening_stream.cuh"
 
 // Compiled to nothing for other architectures, where nothing launches it.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define ESPALIER_HOPPER 1
 #include "kernels/cuda/tree_attention/warpgroup_mma.cuh"
-#include "kernels/cuda/tree_attention/widening_stream.cuh"
 #endif
 
 namespace espalier::cuda {

@@ -39,6 +39,12 @@ __device__ inline void CopyRows(uint32_t to, const CUtensorMap& map, int row, ui
       : "memory");
 }
 
+// Makes what threads wrote to shared memory readable for products of warpgroups: by the writer before
+// it announces that, or by the reader after.
+__device__ inline void ProductsSeeCopies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // What a first copy would wait for.
 __device__ inline void PrefetchMap(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");

@@ -27,12 +27,6 @@ __device__ void AwaitProducts(float (&sum)[kTiles][4]) {
   }
 }
 
-// Makes what other threads copied to shared memory, and a barrier has announced, readable for
-// products.
-__device__ inline void ProductsSeeCopies() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 // A right operand in shared memory, in atoms of 8 rows of 128 bytes, each swizzled with a pattern
 // of 128 bytes: chunk c of row r at chunk c ^ r. Distances in bytes, between atoms: `across` of 64
 // columns to the next, `along` of 8 rows to the next. `address` is that of an atom, or up to 96

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "kernels/cuda/tree_attention/tensor_stream.cuh"
-#include "kernels/cuda/tree_attention/warpgroup_mma.cuh"
 #include "kernels/cuda/tree_attention/widen_e4m3.cuh"
 
 namespace espalier::cuda {

@@ -1,6 +1,7 @@
 #include "engine/device_setup.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -9,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/kvcache/available_memory.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/tree_attention/device_plan.h"
 #include "kernels/runtime/device_memory.h"
 
 namespace espalier {
@@ -86,7 +88,14 @@ DType KvDType(const Context& ctx, KvCacheDType choice) {
   return ctx.cpu_precision() == CpuPrecision::kF32 ? DType::kF32 : DType::kF16;
 }
 
-absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx, size_t page_bytes) {
+int MostPages(Device device, int page_size, int num_kv_heads) {
+  int32_t slots = std::numeric_limits<int32_t>::max();
+  if (device == Device::kCuda) slots = kKvRowMask / num_kv_heads;
+  return slots / page_size;
+}
+
+absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx, size_t page_bytes,
+                             int num_kv_heads) {
   size_t bytes = config.kv_memory_bytes;
   if (bytes == 0) {
     bytes = ctx.device() == Device::kCuda
@@ -99,7 +108,8 @@ absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx, siz
         absl::StrCat("kv_memory is ", bytes, " bytes; must be at least ", 2 * page_bytes,
                      ", two pages of ", config.page_size, " tokens of this model"));
   }
-  return static_cast<int>(std::min<size_t>(pages, (size_t{1} << 31) / config.page_size - 1));
+  const int most = MostPages(ctx.device(), config.page_size, num_kv_heads);
+  return static_cast<int>(std::min<size_t>(pages, most));
 }
 
 std::string DescribeDevice(const Context& ctx) {

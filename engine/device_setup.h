@@ -22,9 +22,15 @@ absl::StatusOr<std::unique_ptr<Context>> OpenContext(const EngineConfig& config,
 // precision.
 DType KvDType(const Context& ctx, KvCacheDType choice);
 
+// That a cache may have, however much memory there is: slots are numbers of 31 bits, on CUDA rows
+// of KV, a kv head's of a slot, of 28.
+int MostPages(Device device, int page_size, int num_kv_heads);
+
 // Pages for the bytes asked for, or for a share of the memory that is free now; one takes
-// `page_bytes`, in all caches together. INVALID_ARGUMENT when it does not hold two pages.
-absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx, size_t page_bytes);
+// `page_bytes`, in all caches together, of which none has more kv heads than `num_kv_heads`.
+// INVALID_ARGUMENT when it does not hold two pages.
+absl::StatusOr<int> NumPages(const EngineConfig& config, const Context& ctx, size_t page_bytes,
+                             int num_kv_heads);
 
 std::string DescribeDevice(const Context& ctx);
 

@@ -213,7 +213,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
     draft_scales = *std::move(found);
     page_bytes += draft_layout.page_bytes();
   }
-  absl::StatusOr<int> num_pages = NumPages(config, ctx, page_bytes);
+  absl::StatusOr<int> num_pages =
+      NumPages(config, ctx, page_bytes, std::max(layout.num_kv_heads, draft_layout.num_kv_heads));
   if (!num_pages.ok()) return num_pages.status();
   if (impl->draft != nullptr) {
     absl::Status created = impl->draft->CreateKv(draft_layout, *num_pages, draft_scales);

@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/tree_attention/device_plan.h"
 
 namespace espalier {
 namespace {
@@ -39,6 +42,21 @@ TEST(DeviceSetupTest, CudaRefusesByFieldAndValue) {
               HasSubstr("intermediate_size is 14337"));
   EXPECT_THAT(refusal([](ModelConfig& m) { m.vocab_size = (1 << 19) + 1; }),
               HasSubstr("vocab_size is 524289"));
+}
+
+// A model of one small layer, whose KV of all of a device's memory is more rows than the kernels
+// tell apart.
+TEST(DeviceSetupTest, PagesAreWhatKernelsCanAddress) {
+  for (const int page_size : {16, 32, 64}) {
+    for (const int heads : {1, 3, 8, 32}) {
+      const int64_t pages = MostPages(Device::kCuda, page_size, heads);
+      EXPECT_LE(pages * page_size * heads, kKvRowMask);
+      EXPECT_GT((pages + 1) * page_size * heads, kKvRowMask);
+      EXPECT_GT(MostPages(Device::kCpu, page_size, heads), pages);
+    }
+    const int64_t slots = int64_t{MostPages(Device::kCpu, page_size, 1)} * page_size;
+    EXPECT_LE(slots, std::numeric_limits<int32_t>::max());
+  }
 }
 
 TEST(DeviceSetupTest, OnlyAnUnaskedForDeviceFallsBack) {

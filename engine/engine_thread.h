@@ -25,7 +25,7 @@ struct EngineThreadStats {
   ExecutorTimes executor;
   double draft_ms = 0;     // passes of the draft model
   double schedule_ms = 0;  // messages and schedule
-  double emit_ms = 0;      // commit and emit
+  double emit_ms = 0;      // commit and emit; the latter while a device works, as in forward
   int pages_free = 0, pages_cached = 0, pages_locked = 0, pages_retiring = 0;
 };
 

@@ -9,6 +9,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/dtype.h"
+#include "kernels/core/fp8.h"
 
 namespace espalier::cuda {
 
@@ -51,9 +52,8 @@ template <>
 inline constexpr float kLargest<__half> = 65504.0f;
 template <>
 inline constexpr float kLargest<__nv_bfloat16> = 3.38953139e38f;
-
 template <>
-inline constexpr float kLargest<E4M3> = 448.0f;
+inline constexpr float kLargest<E4M3> = kLargestE4M3;
 
 // Eight activations, one access.
 template <typename T>
@@ -73,6 +73,19 @@ void DispatchActivation(DType dtype, F&& f) {
     default:
       internal::CheckFailed("activations are bf16 or fp16", __FILE__, __LINE__);
   }
+}
+
+// Calls `f<T, Kv>()` of the activation type and that of KV, which is the same or kE4M3.
+template <typename F>
+void DispatchKv(DType dtype, DType kv_dtype, const F& f) {
+  ESPALIER_CHECK(kv_dtype == dtype || kv_dtype == DType::kE4M3);
+  DispatchActivation(dtype, [&]<typename T>(T) {
+    if (kv_dtype == DType::kE4M3) {
+      f.template operator()<T, E4M3>();
+    } else {
+      f.template operator()<T, T>();
+    }
+  });
 }
 
 }  // namespace espalier::cuda

@@ -151,7 +151,7 @@ class BlockWriter {
         std::span(plan_.entries)
             .subspan(partition.entry_begin, partition.entry_end - partition.entry_begin);
     const std::span<const EntryPart> parts =
-        order_.Of(entries, partition.rows.begin, plan_.options.group_size);
+        order_.Of(entries, partition.rows, plan_.options.group_size);
     if (parts.empty()) {
       for (const PlanEntry& entry : entries) WriteEntry(entry, partition.rows.begin);
     }

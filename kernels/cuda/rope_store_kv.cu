@@ -10,7 +10,7 @@ namespace {
 
 using espalier::cuda::AwaitKernelBefore;
 using espalier::cuda::Check;
-using espalier::cuda::DispatchActivation;
+using espalier::cuda::DispatchKv;
 using espalier::cuda::FromFloat;
 using espalier::cuda::kLargest;
 using espalier::cuda::LaunchOverlapping;
@@ -102,12 +102,11 @@ __global__ void RopeStoreKvKernel(const RopeArguments<T, Kv> p) {
 
 void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
   if (p.rows == 0) return;
-  ESPALIER_CHECK(p.kv.dtype == ctx.activation_dtype() || p.kv.dtype == DType::kE4M3);
   ESPALIER_CHECK(p.kv.head_dim % 2 == 0);
   ESPALIER_CHECK(p.kv.head_dim / 2 * kHeads <= 1024);
   const dim3 grid(p.rows, (p.num_heads + p.kv.num_kv_heads + kHeads - 1) / kHeads);
   const dim3 block(p.kv.head_dim / 2, kHeads);
-  const auto launch = [&]<typename T, typename Kv>() {
+  DispatchKv(ctx.activation_dtype(), p.kv.dtype, [&]<typename T, typename Kv>() {
     const cudaError_t error =
         LaunchOverlapping(RopeStoreKvKernel<T, Kv>, grid, block, /*shared_bytes=*/0,
                           ctx.cuda().overlaps(), StreamOf(ctx),
@@ -127,13 +126,6 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
                                                .page_size = p.kv.page_size,
                                                .row_bad = p.row_bad});
     Check(ctx, "RopeStoreKv", error);
-  };
-  DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
-    if (p.kv.dtype == DType::kE4M3) {
-      launch.template operator()<T, espalier::cuda::E4M3>();
-    } else {
-      launch.template operator()<T, T>();
-    }
   });
 }
 

@@ -13,8 +13,8 @@
 #include "engine/kv_scales.h"
 #include "kernels/cuda/cuda_device.h"
 #include "model/checkpoint/random_checkpoint.h"
+#include "tests/support/changed_checkpoint.h"
 #include "tests/support/fake_tokenizer.h"
-#include "tests/support/poisoned_checkpoint.h"
 #include "tests/support/tiny_engine.h"
 #include "tests/support/tree_runner.h"
 
@@ -528,8 +528,10 @@ TEST_P(CudaEngineTest, AnswersWhenPagesRunOut) {
   EXPECT_EQ(engine->Stats().pages_locked, 0);
 }
 
-TEST_P(CudaEngineTest, ANaNFailsItsOwnRequestAlone) {
-  if (IsRandom()) GTEST_SKIP() << "random weights are finite";
+// With weights of which some can be poisoned.
+class CudaStoredWeightsTest : public CudaEngineTest {};
+
+TEST_P(CudaStoredWeightsTest, ANaNFailsItsOwnRequestAlone) {
   const int32_t poison = 77;
   std::mt19937_64 rng(61);
   const auto clean_tokens = [&](int count) {
@@ -563,9 +565,10 @@ TEST_P(CudaEngineTest, ANaNFailsItsOwnRequestAlone) {
   }
 }
 
+class CudaFp8Test : public CudaEngineTest {};
+
 // Calibration runs in KV of the device's own type, so that a maximum at a border may cross it.
-TEST_P(CudaEngineTest, ScalesOfFp8KvAreThoseOfTheCpuOrNextToThem) {
-  if (GetParam().kv_dtype != KvCacheDType::kFp8) GTEST_SKIP() << "KV has no scales";
+TEST_P(CudaFp8Test, ScalesAreThoseOfTheCpuOrNextToThem) {
   constexpr int kRows = 100;
   const auto find = [&](Context ctx) {
     const std::unique_ptr<Checkpoint> checkpoint = OpenCheckpoint();
@@ -594,11 +597,18 @@ TEST_P(CudaEngineTest, ScalesOfFp8KvAreThoseOfTheCpuOrNextToThem) {
   }
 }
 
+const CudaCase kStored = {"llama-head64-llama3"};
+const CudaCase kStoredFp8 = {"llama-head64-llama3", KvCacheDType::kFp8};
+const CudaCase kRandom = {"random"};
+const CudaCase kRandomFp8 = {"random", KvCacheDType::kFp8};
+const auto kCaseName = [](const auto& its) { return its.param.Name(); };
+
 INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaEngineTest,
-                         testing::Values(CudaCase{"llama-head64-llama3"}, CudaCase{"random"},
-                                         CudaCase{"llama-head64-llama3", KvCacheDType::kFp8},
-                                         CudaCase{"random", KvCacheDType::kFp8}),
-                         [](const auto& its) { return its.param.Name(); });
+                         testing::Values(kStored, kRandom, kStoredFp8, kRandomFp8), kCaseName);
+INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaStoredWeightsTest, testing::Values(kStored, kStoredFp8),
+                         kCaseName);
+INSTANTIATE_TEST_SUITE_P(Checkpoints, CudaFp8Test, testing::Values(kStoredFp8, kRandomFp8),
+                         kCaseName);
 
 }  // namespace
 }  // namespace espalier

@@ -11,7 +11,7 @@
 #include <set>
 
 #include "engine/engine.h"
-#include "tests/support/poisoned_checkpoint.h"
+#include "tests/support/changed_checkpoint.h"
 #include "tests/support/tiny_engine.h"
 #include "tests/support/tree_runner.h"
 

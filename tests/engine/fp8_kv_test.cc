@@ -6,8 +6,8 @@
 #include <random>
 
 #include "engine/engine.h"
+#include "tests/support/changed_checkpoint.h"
 #include "tests/support/fake_tokenizer.h"
-#include "tests/support/filled_checkpoint.h"
 #include "tests/support/tiny_engine.h"
 #include "tests/support/tree_runner.h"
 

@@ -13,9 +13,8 @@
 
 #include "kernels/core/fp8.h"
 #include "tests/support/chain_decoder.h"
+#include "tests/support/changed_checkpoint.h"
 #include "tests/support/fake_tokenizer.h"
-#include "tests/support/filled_checkpoint.h"
-#include "tests/support/poisoned_checkpoint.h"
 #include "tests/support/tiny_engine.h"
 
 namespace espalier {

@@ -8,8 +8,8 @@
 #include <random>
 
 #include "tests/support/chain_decoder.h"
+#include "tests/support/changed_checkpoint.h"
 #include "tests/support/cuda_test.h"
-#include "tests/support/poisoned_checkpoint.h"
 #include "tests/support/tensor_file.h"
 
 namespace espalier {

@@ -10,19 +10,11 @@ namespace espalier::cuda {
 // Returns `launch<T, Kv, kHeadDim>()` of the element types, of activations and KV, and head size.
 template <typename Launch>
 cudaError_t DispatchAttention(DType dtype, DType kv_dtype, int head_dim, const Launch& launch) {
-  ESPALIER_CHECK(kv_dtype == dtype || kv_dtype == DType::kE4M3);
   ESPALIER_CHECK(head_dim == 64 || head_dim == 128);
   cudaError_t error = cudaSuccess;
-  const auto of_kv = [&]<typename T, typename Kv>() {
+  DispatchKv(dtype, kv_dtype, [&]<typename T, typename Kv>() {
     error = head_dim == 128 ? launch.template operator()<T, Kv, 128>()
                             : launch.template operator()<T, Kv, 64>();
-  };
-  DispatchActivation(dtype, [&]<typename T>(T) {
-    if (kv_dtype == DType::kE4M3) {
-      of_kv.template operator()<T, E4M3>();
-    } else {
-      of_kv.template operator()<T, T>();
-    }
   });
   return error;
 }

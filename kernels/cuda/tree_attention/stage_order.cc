@@ -15,15 +15,18 @@ int KindOf(int begin, int end) { return end <= kHalfRows ? 1 : begin >= kHalfRow
 
 }  // namespace
 
-std::span<const EntryPart> StageOrder::Of(std::span<const PlanEntry> entries, int32_t first_row,
+std::span<const EntryPart> StageOrder::Of(std::span<const PlanEntry> entries, RowInterval rows,
                                           int group_size) {
+  if ((rows.end - rows.begin) * group_size <= kHalfRows) return {};
   parts_.clear();
-  for (Kind& kind : kinds_) kind = {.entries = std::move(kind.entries)};
-  for (Kind& kind : kinds_) kind.entries.clear();
+  for (Kind& kind : kinds_) {
+    kind.entries.clear();
+    kind = {.entries = std::move(kind.entries)};
+  }
   for (size_t i = 0; i < entries.size(); ++i) {
     const PlanEntry& entry = entries[i];
-    Kind& kind = kinds_[KindOf((entry.rows.begin - first_row) * group_size,
-                               (entry.rows.end - first_row) * group_size)];
+    Kind& kind = kinds_[KindOf((entry.rows.begin - rows.begin) * group_size,
+                               (entry.rows.end - rows.begin) * group_size)];
     kind.entries.push_back(static_cast<int32_t>(i));
     kind.num_groups += entry.count / kGroupTokens;
   }

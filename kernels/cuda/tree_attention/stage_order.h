@@ -24,9 +24,9 @@ struct EntryPart {
 // KV that comes from memory while both are busy with what is in the cache.
 class StageOrder {
  public:
-  // Empty where the order of the entries will do. `first_row` is the partition's first. Valid until
-  // the next call.
-  std::span<const EntryPart> Of(std::span<const PlanEntry> entries, int32_t first_row,
+  // Empty where the order of the entries will do. `rows` are the partition's. Valid until the next
+  // call.
+  std::span<const EntryPart> Of(std::span<const PlanEntry> entries, RowInterval rows,
                                 int group_size);
 
  private:

@@ -42,6 +42,7 @@ struct Case {
                          .written_now = false});
     }
   }
+  RowInterval Rows() const { return {first_row, first_row + kMostPackedRows / group}; }
   Kind KindOf(const PlanEntry& entry) const {
     if ((entry.rows.end - first_row) * group <= kHalfRows) return kLower;
     return (entry.rows.begin - first_row) * group >= kHalfRows ? kUpper : kBoth;
@@ -64,7 +65,7 @@ TEST(StageOrder, TakesEverySlotOnceAndSpreadsStagesOfOneKind) {
     SCOPED_TRACE(seed);
     Rng rng(seed);
     const Case c(rng);
-    const std::span<const EntryPart> parts = order.Of(c.entries, c.first_row, c.group);
+    const std::span<const EntryPart> parts = order.Of(c.entries, c.Rows(), c.group);
     std::vector<int> entries_of_kind(3);
     for (const PlanEntry& entry : c.entries) ++entries_of_kind[c.KindOf(entry)];
     const bool one_kind = std::ranges::count(entries_of_kind, 0) == 2;

@@ -145,18 +145,11 @@ void ReferenceAttention(const Context& ctx, const TreeShape& shape, const KvLaye
   ESPALIER_CHECK(kv.head_dim == 64 || kv.head_dim == 128);
   const ShapeOnDevice on_device(ctx, shape);
   const dim3 grid((num_heads * 32 + kThreads - 1) / kThreads, shape.num_queries());
-  const auto launch = [&]<typename T, typename Kv>() {
+  cuda::DispatchKv(ctx.activation_dtype(), kv.dtype, [&]<typename T, typename Kv>() {
     const auto kernel =
         kv.head_dim == 64 ? ReferenceKernel<T, Kv, 64> : ReferenceKernel<T, Kv, 128>;
     kernel<<<grid, kThreads, 0, StreamOf(ctx)>>>(on_device.view(), kv, static_cast<const T*>(q),
                                                  num_heads, scale, out);
-  };
-  cuda::DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
-    if (kv.dtype == DType::kE4M3) {
-      launch.template operator()<T, cuda::E4M3>();
-    } else {
-      launch.template operator()<T, T>();
-    }
   });
   cuda::CheckLaunch(ctx, "ReferenceAttention");
   Synchronize(ctx);  // before the shape's arrays go

@@ -29,7 +29,12 @@ constexpr int64_t kMergeTokens = 278;
 constexpr int64_t kAlignWords = 8;
 constexpr int64_t kStageWords = sizeof(PlanStage) / sizeof(int32_t);
 // Above all packed rows.
-constexpr uint16_t kNoRow = 0xffff;
+constexpr uint32_t kEachSeesAll = kAllSee * 0xff;
+
+// Bits [begin, end).
+uint32_t WarpBits(uint32_t begin, uint32_t end) {
+  return begin < end ? (1u << end) - (1u << begin) : 0;
+}
 
 static_assert(kTargetDirect == TreePlan::kDirect);
 static_assert(kTargetUntouched == TreePlan::kUntouched);
@@ -138,13 +143,7 @@ class BlockWriter {
                      .targets_at = static_cast<int32_t>(layout_.targets + partition.target_begin),
                      .stages_at = static_cast<int32_t>(layout_.stages +
                                                        num_tokens_ / kStageTokens * kStageWords)};
-    constexpr PlanStage kUnseen = {.some_begin = kNoRow,
-                                   .some_end = 0,
-                                   .all_begin = 0,
-                                   .all_end = kNoRow,
-                                   .has_gathered = 0,
-                                   .has_causal = 0};
-    std::fill_n(stages_ + num_tokens_ / kStageTokens, num_stages, kUnseen);
+    std::fill_n(stages_ + num_tokens_ / kStageTokens, num_stages, PlanStage{.seen = kEachSeesAll});
     groups_begin_ = num_tokens_;
     rest_begin_ = num_tokens_ + in_groups;
     const std::span<const PlanEntry> entries =
@@ -183,17 +182,20 @@ class BlockWriter {
                  .rows = packed(entry.rows.begin) | packed(entry.rows.end) << 16,
                  .slot_rows = entry.slot_rows,
                  .row_begin = first_row};
+    const uint32_t begin = packed(entry.rows.begin);
+    const uint32_t end = packed(entry.rows.end);
+    const uint32_t some = kSomeSee * WarpBits(begin / kWarpRows, (end + kWarpRows - 1) / kWarpRows);
+    // A warp's rows may end with the partition's.
+    const bool to_end = record_->unit.num_rows * plan_.options.group_size == static_cast<int>(end);
+    const uint32_t all = entry.slot_rows >= 0
+                             ? 0
+                             : kAllSee * WarpBits((begin + kWarpRows - 1) / kWarpRows,
+                                                  (end + (to_end ? kWarpRows - 1 : 0)) / kWarpRows);
     const auto see = [&](int64_t* begin, int count, bool gathered) {
       for (int64_t at = *begin / kStageTokens; at * kStageTokens < *begin + count; ++at) {
-        PlanStage& stage = stages_[at];
-        const auto rows_begin = static_cast<uint16_t>(packed(entry.rows.begin));
-        const auto rows_end = static_cast<uint16_t>(packed(entry.rows.end));
-        stage.some_begin = std::min(stage.some_begin, rows_begin);
-        stage.some_end = std::max(stage.some_end, rows_end);
-        stage.all_begin = std::max(stage.all_begin, entry.slot_rows < 0 ? rows_begin : kNoRow);
-        stage.all_end = std::min(stage.all_end, rows_end);
-        stage.has_gathered |= gathered ? 1 : 0;
-        stage.has_causal |= entry.slot_rows >= 0 ? 1 : 0;
+        uint32_t& seen = stages_[at].seen;
+        seen |= some | (gathered ? kGathered : 0) | (entry.slot_rows >= 0 ? kCausal : 0);
+        seen &= all | ~kEachSeesAll;
       }
       *begin += count;
     };
@@ -217,7 +219,7 @@ class BlockWriter {
         .rows = 0,
         .slot_rows = -1,
         .row_begin = 0};
-    stages_[rest_begin_ / kStageTokens].all_begin = kNoRow;
+    stages_[rest_begin_ / kStageTokens].seen &= ~kEachSeesAll;
   }
 
   void WriteMergeRows() {

@@ -88,6 +88,17 @@ __device__ inline bool BarrierPassed(uint32_t barrier, uint32_t parity) {
   return passed != 0;
 }
 
+// Without waiting at all.
+__device__ inline bool BarrierHasPassed(uint32_t barrier, uint32_t parity) {
+  uint32_t passed;
+  asm volatile(
+      "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+      : "=r"(passed)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return passed != 0;
+}
+
 __device__ inline void BarrierWait(uint32_t barrier, uint32_t parity) {
   while (!BarrierPassed(barrier, parity)) {
   }

@@ -51,15 +51,16 @@ struct alignas(32) PlanRecord {
   int32_t group_kv_rows[kStartStages * kStageTokens / kGroupTokens];
 };
 
-// What a kernel need not find out from each of a stage's tokens. Packed rows.
+// Packed rows of a warp. What a stage's tokens are to a warp it need not find out from each.
+inline constexpr int kWarpRows = 16;
+inline constexpr uint32_t kSomeSee = 1 << 0;  // << w: of warp w's rows one sees some of the tokens
+inline constexpr uint32_t kAllSee = 1 << 8;   // << w: each sees all
+inline constexpr uint32_t kGathered = 1 << 16;  // some of the tokens are of no whole group
+inline constexpr uint32_t kCausal = 1 << 17;  // a group's tokens are not all seen by the same rows
 struct alignas(16) PlanStage {
-  uint16_t some_begin;  // no other rows see any of the tokens
-  uint16_t some_end;
-  uint16_t all_begin;  // these rows see all of them; begin above end: none do
-  uint16_t all_end;
-  uint32_t has_gathered;  // some of the tokens are of no whole group
-  uint32_t has_causal;    // the tokens of some group are not seen by the same rows
+  uint32_t seen;
 };
+static_assert(kMostPackedRows / kWarpRows == 8);
 
 // A run of slots of one page and the packed rows that see them; or padding.
 struct PlanEntryRecord {

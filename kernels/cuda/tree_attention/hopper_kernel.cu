@@ -53,6 +53,12 @@ struct Shares {
 
 #ifdef ESPALIER_HOPPER
 
+// What is the same for all lanes, and the compiler is to know that.
+template <typename T>
+__device__ T Uniform(T x) {
+  return __shfl_sync(0xffffffff, x, 0);
+}
+
 // Two warpgroups share the rows of a partition that one has room for, and take turns at stages.
 __device__ WarpTile TileOfGroup(int group, int packed_rows) {
   const bool shared = packed_rows <= kTileRows;
@@ -67,13 +73,6 @@ __device__ WarpTile TileOfWarp(const WarpTile& group, int warp) {
   tile.row_begin += warp * kWarpRows;
   tile.row_end = min(tile.row_begin + kWarpRows, group.row_end);
   return tile;
-}
-
-__device__ bool SomeSee(const PlanStage& stage, const WarpTile& tile) {
-  return stage.some_begin < tile.row_end && stage.some_end > tile.row_begin;
-}
-__device__ bool AllSee(const PlanStage& stage, const WarpTile& tile) {
-  return stage.all_begin <= tile.row_begin && stage.all_end >= tile.row_end;
 }
 
 // Starts score = queries * keys^T, in steps of 16 dimensions: 32 bytes of every key.
@@ -121,6 +120,8 @@ __device__ void PackWeights(const float (&weight)[kStageTokens / 8][4],
   }
 }
 
+constexpr uint32_t kNotThere = 1u << 31;  // a stage, yet
+
 // A warp's rows on the way through a unit's stages. The product of a stage's weights and values
 // runs while the next stage's scores are weighed, and until then holds its stage.
 template <typename T, int kHeadDim>
@@ -128,9 +129,13 @@ class RowsInFlight {
   using G = Geometry<kHeadDim>;
 
  public:
-  __device__ RowsInFlight(const BlockState& block, const WarpTile& tile, uint32_t queries,
-                          float scale)
-      : block_(block), tile_(tile), scale_(scale) {
+  __device__ RowsInFlight(const BlockState& block, const WarpTile& tile, int warp_of_rows,
+                          uint32_t queries, float scale)
+      : block_(block),
+        tile_(tile),
+        scale_(scale),
+        some_see_(kSomeSee << warp_of_rows),
+        all_see_(kAllSee << warp_of_rows) {
     using Rows = RowTile<kHeadDim>;
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -141,13 +146,47 @@ class RowsInFlight {
     state_.highest[0] = state_.highest[1] = kNever;
   }
 
-  // A stage that some of the warpgroup's rows see.
-  __device__ void Take(const uint32_t* token_rows, const PlanStage& stage, int at) {
-    if (held_ >= 0) {
-      TakeWith</*kHolds=*/true>(token_rows, stage, at);
+  // A stage that the warpgroup takes, of which `seen` is known. While its products run,
+  // `look_ahead` is called.
+  template <typename LookAhead>
+  __device__ void Take(uint32_t seen, int at, const uint32_t* token_rows,
+                       const LookAhead& look_ahead) {
+    float score[kStageTokens / 8][4];
+    // Where no stage is held, weights are 0, and any values will do.
+    const int held = held_ < 0 ? at : held_;
+    if (__builtin_expect((seen & kGathered) != 0, 0)) ProductsSeeCopies();
+    ProductsFence();
+    StartScore<T, kHeadDim>(queries_, KeysOf(at), score);
+    StartValues<T, kHeadDim>(ValuesOf(held), weights_, state_.out);
+    look_ahead();
+    AwaitProducts<1>(score);
+    if (__builtin_expect((seen & some_see_) != 0, 1)) {
+      if (__builtin_expect((seen & all_see_) == 0, 0)) {
+        if ((seen & (kGathered | kCausal)) != 0) {
+          Mask(token_rows, tile_, score);
+        } else {
+          MaskGroups(token_rows, tile_, score);
+        }
+      }
+      float factor[2];
+      RaiseHighest(scale_, score, &state_, factor);
+      AwaitHeld();
+      Weigh(scale_, factor, score, &state_);
+      Rescale(factor, &state_);
+      PackWeights<T>(score, weights_);
     } else {
-      TakeWith</*kHolds=*/false>(token_rows, stage, at);
+      AwaitHeld();
+      SetWeightsToZero();
     }
+    held_ = at;
+    skipped_ = 0;
+  }
+
+  // One that it does not.
+  __device__ void Skip(int at) {
+    // Held through a ring of stages that no row sees, one would never be free again.
+    if (++skipped_ > 1) Settle();
+    Release(at);
   }
 
   // Ends with the stage that is held, if there is one.
@@ -155,14 +194,9 @@ class RowsInFlight {
     if (held_ < 0) return;
     ProductsFence();
     StartValues<T, kHeadDim>(ValuesOf(held_), weights_, state_.out);
-    AwaitProducts<0>(state_.out);
-    Release(held_);
+    AwaitHeld();
+    SetWeightsToZero();
     held_ = -1;
-  }
-
-  __device__ void Release(int at) const {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) BarrierArrive(block_.ring.EmptyOf(at));
   }
 
   __device__ WarpState<kHeadDim>& state() { return state_; }
@@ -171,55 +205,42 @@ class RowsInFlight {
   __device__ uint32_t KeysOf(int at) const { return block_.ring.stages + at * G::kStageBytes; }
   __device__ uint32_t ValuesOf(int at) const { return KeysOf(at) + G::kSideBytes; }
 
-  template <bool kHolds>
-  __device__ void TakeWith(const uint32_t* token_rows, const PlanStage& stage, int at) {
-    float score[kStageTokens / 8][4];
-    ProductsFence();
-    StartScore<T, kHeadDim>(queries_, KeysOf(at), score);
-    if constexpr (kHolds) StartValues<T, kHeadDim>(ValuesOf(held_), weights_, state_.out);
-    AwaitProducts<kHolds ? 1 : 0>(score);
-    const bool sees = SomeSee(stage, tile_);
-    float factor[2] = {1, 1};
-    if (sees) {
-      if (!AllSee(stage, tile_)) {
-        if ((stage.has_gathered | stage.has_causal) != 0) {
-          Mask(token_rows, tile_, score);
-        } else {
-          MaskGroups(token_rows, tile_, score);
-        }
-      }
-      Weigh<kHeadDim>(scale_, score, &state_, factor);
-    }
-    if constexpr (kHolds) {
-      AwaitProducts<0>(state_.out);
-      Release(held_);
-    }
-    if (sees) {
-      Rescale(factor, &state_);
-      PackWeights<T>(score, weights_);
-    } else {
+  __device__ void Release(int at) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) BarrierArrive(block_.ring.EmptyOf(at));
+  }
+
+  __device__ void AwaitHeld() {
+    AwaitProducts<0>(state_.out);
+    __syncwarp();
+    if (held_ >= 0 && threadIdx.x % 32 == 0) BarrierArrive(block_.ring.EmptyOf(held_));
+  }
+
+  __device__ void SetWeightsToZero() {
+    // Volatile, lest it be done in any case.
 #pragma unroll
-      for (auto& block : weights_) {
+    for (auto& block : weights_) {
 #pragma unroll
-        for (uint32_t& pair : block) pair = 0;
-      }
+      for (uint32_t& pair : block) asm volatile("mov.b32 %0, 0;" : "=r"(pair));
     }
-    held_ = at;
   }
 
   const BlockState& block_;
   const WarpTile& tile_;
   const float scale_;
+  const uint32_t some_see_;
+  const uint32_t all_see_;
   uint32_t queries_[G::kKeySteps][4];
   WarpState<kHeadDim> state_ = {};
   uint32_t weights_[kStageTokens / 16][4] = {};
-  int held_ = -1;  // place of the stage whose values are still to be added
+  int held_ = -1;    // place of the stage whose values are still to be added
+  int skipped_ = 0;  // stages since
 };
 
 template <typename T, typename Kv, int kHeadDim>
 __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& layout,
                         const AttentionArguments& p) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int warp = Uniform(static_cast<int>(threadIdx.x) / 32);
   const uint32_t room =
       SharedAddress(block.shared + layout.room) + warp * kWarpRows * Geometry<kHeadDim>::kRowBytes;
   RingPlace place;
@@ -227,28 +248,43 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
   bool first_queries = true;
   while (true) {
     const Unit& unit = AwaitUnit(block, slot);
-    if (unit.kv_head < 0) break;
-    const WarpTile group = TileOfGroup(warp / 4, unit.partition.num_rows * p.plan.group_size);
+    if (Uniform(unit.kv_head) < 0) break;
+    const WarpTile group =
+        TileOfGroup(warp / 4, Uniform(unit.partition.num_rows) * p.plan.group_size);
     const WarpTile tile = TileOfWarp(group, warp % 4);
     const RowTargets targets(p, unit, tile);
     LoadQueries<T, Kv, kHeadDim>(p, unit, tile, room);
     QueriesCame(block, &first_queries);
-    RowsInFlight<ProductType<T, Kv>, kHeadDim> rows(block, tile, room, ScoreScale<Kv>(p));
-    for (int s = 0; s < unit.partition.num_stages; ++s) {
-      BarrierWait(block.ring.FullOf(place.at), place.lap);
-      const std::byte* seen = block.shared + layout.rows + place.at * kRowsBytes;
-      const PlanStage stage = *reinterpret_cast<const PlanStage*>(seen + kStageTokens * 4);
-      if ((s & (tile.ways - 1)) != tile.way) {
-        rows.Release(place.at);
-      } else if (__any_sync(0xffffffff, SomeSee(stage, group))) {
-        if (stage.has_gathered != 0) ProductsSeeCopies();
-        rows.Take(reinterpret_cast<const uint32_t*>(seen), stage, place.at);
-      } else {
-        // Held through a ring of stages that no row sees, it would never be free again.
-        rows.Settle();
-        rows.Release(place.at);
+    const int warp_of_rows = tile.row_begin / kWarpRows;
+    const uint32_t group_sees = kSomeSee * 0xf << group.row_begin / kWarpRows;
+    RowsInFlight<ProductType<T, Kv>, kHeadDim> rows(block, tile, warp_of_rows, room,
+                                                    ScoreScale<Kv>(p));
+    const auto token_rows_of = [&](int at) {
+      return reinterpret_cast<const uint32_t*>(block.shared + layout.rows + at * kRowsBytes);
+    };
+    const int num_stages = Uniform(unit.partition.num_stages);
+    // Of the s-th stage, which is there.
+    const auto look_at = [&](int s, const RingPlace& place) {
+      return (s & (tile.ways - 1)) == tile.way ? token_rows_of(place.at)[kStageTokens] : 0;
+    };
+    uint32_t seen = kNotThere;
+    for (int s = 0; s < num_stages; ++s) {
+      const int at = place.at;
+      if (__builtin_expect((seen & kNotThere) != 0, 0)) {
+        BarrierWait(block.ring.FullOf(place.at), place.lap);
+        seen = Uniform(look_at(s, place));
       }
+      const uint32_t now = seen;
+      seen = kNotThere;
       place.Next(block.ring.num_stages);
+      if ((now & group_sees) == 0) {
+        rows.Skip(at);
+        continue;
+      }
+      rows.Take(now, at, token_rows_of(at), [&] {
+        if (BarrierHasPassed(block.ring.FullOf(place.at), place.lap)) seen = look_at(s + 1, place);
+        seen = Uniform(seen);
+      });
     }
     rows.Settle();
     if (tile.ways > 1) {

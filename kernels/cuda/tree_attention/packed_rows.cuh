@@ -14,7 +14,6 @@
 
 namespace espalier::cuda {
 
-constexpr int kWarpRows = 16;  // packed rows of a consumer warp
 constexpr int kConsumers = 8;
 static_assert(kMostPackedRows == kConsumers * kWarpRows);
 constexpr int kConsumerBarrier = 1;  // bar.sync; 0 is __syncthreads
@@ -214,11 +213,11 @@ __device__ inline float QuadSum(float x) {
   return x + __shfl_xor_sync(0xffffffff, x, 2);
 }
 
-// Turns scores into weights 2^(score * scale - highest) of the new highest. `factor` is what the
-// rest of the rows' state then has to be multiplied with: 1 where nothing rose.
+// Raises the state's maxima to those of the scores. `factor` is what the rest of the rows' state
+// then has to be multiplied with: 1 where nothing rose.
 template <int kHeadDim>
-__device__ void Weigh(float scale, float (&score)[kStageTokens / 8][4], WarpState<kHeadDim>* state,
-                      float (&factor)[2]) {
+__device__ void RaiseHighest(float scale, const float (&score)[kStageTokens / 8][4],
+                             WarpState<kHeadDim>* state, float (&factor)[2]) {
   float highest[2] = {kNever, kNever};
 #pragma unroll
   for (int i = 0; i < kStageTokens / 8; ++i) {
@@ -234,14 +233,19 @@ __device__ void Weigh(float scale, float (&score)[kStageTokens / 8][4], WarpStat
       highest[half] = fmaxf(highest[half], __shfl_xor_sync(0xffffffff, highest[half], mask));
     }
   }
-  float offset[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     highest[half] = fmaxf(state->highest[half], highest[half] * scale);
-    offset[half] = -Finite(highest[half]);
-    factor[half] = Exp2(state->highest[half] + offset[half]);
+    factor[half] = Exp2(state->highest[half] - Finite(highest[half]));
     state->highest[half] = highest[half];
   }
+}
+
+// Turns scores into weights 2^(score * scale - highest), and adds them up.
+template <int kHeadDim>
+__device__ void Weigh(float scale, const float (&factor)[2], float (&score)[kStageTokens / 8][4],
+                      WarpState<kHeadDim>* state) {
+  const float offset[2] = {-Finite(state->highest[0]), -Finite(state->highest[1])};
   float sum[2] = {0, 0};
 #pragma unroll
   for (int i = 0; i < kStageTokens / 8; ++i) {
@@ -260,7 +264,6 @@ __device__ void Weigh(float scale, float (&score)[kStageTokens / 8][4], WarpStat
 // What was added before the highest score rose. Whole warp.
 template <int kHeadDim>
 __device__ void Rescale(const float (&factor)[2], WarpState<kHeadDim>* state) {
-  if (!__any_sync(0xffffffff, factor[0] != 1 || factor[1] != 1)) return;
 #pragma unroll
   for (int i = 0; i < Geometry<kHeadDim>::kOutTiles; ++i) {
 #pragma unroll

@@ -117,7 +117,8 @@ __device__ void Consume(const BlockState& block, const AttentionArguments& p) {
           Score<Product, kHeadDim>(queries, stage, see, score);
           if (!see.all) Mask(token_rows, tile, score);
           float factor[2];
-          Weigh<kHeadDim>(ScoreScale<Kv>(p), score, &state, factor);
+          RaiseHighest(ScoreScale<Kv>(p), score, &state, factor);
+          Weigh(ScoreScale<Kv>(p), factor, score, &state);
           Rescale(factor, &state);
           AddValues<Product, kHeadDim>(stage + G::kSideBytes, see, score, &state);
         }

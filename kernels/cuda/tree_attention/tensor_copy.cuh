@@ -39,8 +39,8 @@ __device__ inline void CopyRows(uint32_t to, const CUtensorMap& map, int row, ui
       : "memory");
 }
 
-// Makes what threads wrote to shared memory readable for products of warpgroups: by the writer before
-// it announces that, or by the reader after.
+// Makes what threads wrote to shared memory readable for products of warpgroups: by the writer
+// before it announces that, or by the reader after.
 __device__ inline void ProductsSeeCopies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

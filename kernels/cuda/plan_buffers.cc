@@ -28,7 +28,6 @@ constexpr int64_t kMergeTokens = 278;
 // Arrays of the block start at multiples of this many words: 32 bytes, a sector.
 constexpr int64_t kAlignWords = 8;
 constexpr int64_t kStageWords = sizeof(PlanStage) / sizeof(int32_t);
-// Above all packed rows.
 constexpr uint32_t kEachSeesAll = kAllSee * 0xff;
 
 // Bits [begin, end).

@@ -51,14 +51,15 @@ struct alignas(32) PlanRecord {
   int32_t group_kv_rows[kStartStages * kStageTokens / kGroupTokens];
 };
 
-// Packed rows of a warp. What a stage's tokens are to a warp it need not find out from each.
-inline constexpr int kWarpRows = 16;
+inline constexpr int kWarpRows = 16;  // packed rows of a warp
+
+// What a kernel need not find out from each of a stage's tokens.
 inline constexpr uint32_t kSomeSee = 1 << 0;  // << w: of warp w's rows one sees some of the tokens
 inline constexpr uint32_t kAllSee = 1 << 8;   // << w: each sees all
 inline constexpr uint32_t kGathered = 1 << 16;  // some of the tokens are of no whole group
 inline constexpr uint32_t kCausal = 1 << 17;  // a group's tokens are not all seen by the same rows
 struct alignas(16) PlanStage {
-  uint32_t seen;
+  uint32_t seen;  // of the above
 };
 static_assert(kMostPackedRows / kWarpRows == 8);
 

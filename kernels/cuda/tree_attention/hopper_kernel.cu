@@ -22,6 +22,7 @@ constexpr int kGroups = kConsumers / 4;
 static_assert(kMostPackedRows == kTileRows * kGroups);
 
 constexpr int kProducers = 4;  // two bring K, of which the first claims units; two bring V
+constexpr int kOnesBytes = 16 * 8 * 2;
 
 // How a block shares out what it has, by the type of KV.
 template <typename Kv, int kHeadDim>
@@ -44,16 +45,17 @@ struct Shares {
   static __host__ __device__ SharedLayout<kHeadDim> Layout() {
     return SharedLayout<kHeadDim>(kStages, kRoomBytes<kHeadDim>);
   }
+  static __host__ __device__ int OnesAt() { return (Layout().bytes + 127) / 128 * 128; }
   // Of the ring of what is to be widened.
-  static __host__ __device__ int NarrowAt() { return (Layout().bytes + 127) / 128 * 128; }
-  static int SharedBytes() {
-    return kWidens ? NarrowAt() + NarrowLayout<kHeadDim>::kBytes : Layout().bytes;
-  }
+  static __host__ __device__ int NarrowAt() { return OnesAt() + kOnesBytes; }
+  static int SharedBytes() { return NarrowAt() + (kWidens ? NarrowLayout<kHeadDim>::kBytes : 0); }
 };
 
 #ifdef ESPALIER_HOPPER
 
-// What is the same for all lanes, and the compiler is to know that.
+// What is the same for all lanes, and the compiler is to know that: then it keeps loops, branches
+// and operands' addresses out of the lanes' instructions and registers, of which a stage has no
+// room.
 template <typename T>
 __device__ T Uniform(T x) {
   return __shfl_sync(0xffffffff, x, 0);
@@ -93,19 +95,6 @@ __device__ void StartScore(const uint32_t (&queries)[Geometry<kHeadDim>::kKeySte
   CommitProducts();
 }
 
-// Starts out += weights * values.
-template <typename T, int kHeadDim>
-__device__ void StartValues(uint32_t values, const uint32_t (&weights)[kStageTokens / 16][4],
-                            float (&out)[Geometry<kHeadDim>::kOutTiles][4]) {
-  using Tile = OperandTile<kHeadDim>;
-  const SharedOperand first(values, /*across=*/Tile::kBlockBytes, /*along=*/Tile::kGroupBytes);
-#pragma unroll
-  for (int block = 0; block < kStageTokens / 16; ++block) {
-    StartProductByRows<T>(out, weights[block], first.At(block * 2 * Tile::kGroupBytes));
-  }
-  CommitProducts();
-}
-
 template <typename T>
 __device__ void PackWeights(const float (&weight)[kStageTokens / 8][4],
                             uint32_t (&packed)[kStageTokens / 16][4]) {
@@ -120,22 +109,67 @@ __device__ void PackWeights(const float (&weight)[kStageTokens / 8][4],
   }
 }
 
-constexpr uint32_t kNotThere = 1u << 31;  // a stage, yet
+// A warp's way through a unit's stages. What it decides by must be the same in all warps of a
+// warpgroup, which start products together: what the plan says, never what has come already.
+class UnitStages {
+ public:
+  // `token_rows` is where the ring's stages say who sees them.
+  __device__ UnitStages(const Ring& ring, const std::byte* token_rows, int num_stages,
+                        RingPlace* place)
+      : ring_(ring), token_rows_(token_rows), left_(num_stages), place_(place) {}
+  __device__ bool AtEnd() const { return left_ == 0; }
+  __device__ int place() const { return place_->at; }
+  __device__ const uint32_t* TokenRows(int at) const {
+    return reinterpret_cast<const uint32_t*>(token_rows_ + at * kRowsBytes);
+  }
+  // Waits for the stage at hand. What the plan says of it: PlanStage::seen.
+  __device__ uint32_t Await() {
+    if ((seen_ & kNotThere) != 0) {
+      BarrierWait(ring_.FullOf(place_->at), place_->lap);
+      seen_ = Uniform(TokenRows(place_->at)[kStageTokens]);
+    }
+    return seen_;
+  }
+  __device__ void Next() {
+    place_->Next(ring_.num_stages);
+    --left_;
+    seen_ = kNotThere;
+  }
+  // Spares Await where the stage at hand has come.
+  __device__ void Peek() {
+    if (__all_sync(0xffffffff, BarrierHasPassed(ring_.FullOf(place_->at), place_->lap))) {
+      seen_ = Uniform(TokenRows(place_->at)[kStageTokens]);
+    }
+  }
+
+ private:
+  static constexpr uint32_t kNotThere = 1u << 31;
+  const Ring& ring_;
+  const std::byte* token_rows_;
+  int left_;
+  RingPlace* place_;
+  uint32_t seen_ = kNotThere;
+};
 
 // A warp's rows on the way through a unit's stages. The product of a stage's weights and values
-// runs while the next stage's scores are weighed, and until then holds its stage.
+// runs while the next stage's scores are weighed, and until then holds its stage. Sums of weights
+// are products, too, with ones: so they are sums of the weights as the values meet them, rounded.
 template <typename T, int kHeadDim>
 class RowsInFlight {
   using G = Geometry<kHeadDim>;
+  using Score = float[kStageTokens / 8][4];
 
  public:
-  __device__ RowsInFlight(const BlockState& block, const WarpTile& tile, int warp_of_rows,
-                          uint32_t queries, float scale)
+  // `queries` is where the warp's are, and `ones` where 16 x 8 ones, both in shared memory.
+  __device__ RowsInFlight(const BlockState& block, uint32_t ones, const WarpTile& group,
+                          const WarpTile& tile, uint32_t queries, float scale)
       : block_(block),
+        ones_(ones),
         tile_(tile),
         scale_(scale),
-        some_see_(kSomeSee << warp_of_rows),
-        all_see_(kAllSee << warp_of_rows) {
+        group_sees_(kSomeSee * 0xf << group.row_begin / kWarpRows),
+        some_see_(kSomeSee << tile.row_begin / kWarpRows),
+        all_see_(kAllSee << tile.row_begin / kWarpRows) {
     using Rows = RowTile<kHeadDim>;
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -146,74 +180,131 @@ class RowsInFlight {
     state_.highest[0] = state_.highest[1] = kNever;
   }
 
-  // A stage that the warpgroup takes, of which `seen` is known. While its products run,
-  // `look_ahead` is called.
-  template <typename LookAhead>
-  __device__ void Take(uint32_t seen, int at, const uint32_t* token_rows,
-                       const LookAhead& look_ahead) {
-    float score[kStageTokens / 8][4];
-    // Where no stage is held, weights are 0, and any values will do.
-    const int held = held_ < 0 ? at : held_;
-    if (__builtin_expect((seen & kGathered) != 0, 0)) ProductsSeeCopies();
-    ProductsFence();
-    StartScore<T, kHeadDim>(queries_, KeysOf(at), score);
-    StartValues<T, kHeadDim>(ValuesOf(held), weights_, state_.out);
-    look_ahead();
-    AwaitProducts<1>(score);
-    if (__builtin_expect((seen & some_see_) != 0, 1)) {
-      if (__builtin_expect((seen & all_see_) == 0, 0)) {
-        if ((seen & (kGathered | kCausal)) != 0) {
-          Mask(token_rows, tile_, score);
-        } else {
-          MaskGroups(token_rows, tile_, score);
-        }
+  // Takes those of a unit's stages that are the tile's.
+  __device__ void Take(UnitStages* stages) {
+    for (int s = 0; !stages->AtEnd(); ++s) {
+      const int at = stages->place();
+      const uint32_t seen = stages->Await();
+      stages->Next();
+      if ((s & (tile_.ways - 1)) != tile_.way || (seen & group_sees_) == 0) {
+        Skip(at);
+        continue;
       }
-      float factor[2];
-      RaiseHighest(scale_, score, &state_, factor);
+      Score score;
+      if ((seen & kGathered) != 0) ProductsSeeCopies();
+      ProductsFence();
+      StartScore<T, kHeadDim>(queries_, KeysOf(at), score);
+      // Where no stage is held, weights are 0, and any values will do.
+      StartValues(held_ < 0 ? at : held_);
+      stages->Peek();
+      AwaitProducts<1>(score);
+      // Apart from the weights, lest what is held be awaited before this.
+      float highest[2];
+      if ((seen & some_see_) != 0) {
+        if ((seen & all_see_) == 0) MaskUnseen(seen, stages->TokenRows(at), score);
+        HighestOf(score, highest);
+      }
       AwaitHeld();
-      Weigh(scale_, factor, score, &state_);
-      Rescale(factor, &state_);
-      PackWeights<T>(score, weights_);
-    } else {
-      AwaitHeld();
-      SetWeightsToZero();
+      if ((seen & some_see_) != 0) {
+        Raise(highest);
+        Weigh(score);
+        PackWeights<T>(score, weights_);
+      } else {
+        SetWeightsToZero();
+      }
+      held_ = at;
+      skipped_ = 0;
     }
-    held_ = at;
-    skipped_ = 0;
+    Settle();
+    // All lanes of a quad have their rows' sums, where a share is asked of each.
+    const bool is_first = threadIdx.x % 4 == 0;
+    state_.sum[0] = is_first ? sum_[0][0] : 0.0f;
+    state_.sum[1] = is_first ? sum_[0][2] : 0.0f;
   }
 
-  // One that it does not.
+  __device__ WarpState<kHeadDim>& state() { return state_; }
+
+ private:
+  // A stage that the warpgroup does not take.
   __device__ void Skip(int at) {
-    // Held through a ring of stages that no row sees, one would never be free again.
+    // Held through a ring of such stages, one would never be free again.
     if (++skipped_ > 1) Settle();
-    Release(at);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) BarrierArrive(block_.ring.EmptyOf(at));
   }
 
   // Ends with the stage that is held, if there is one.
   __device__ void Settle() {
     if (held_ < 0) return;
     ProductsFence();
-    StartValues<T, kHeadDim>(ValuesOf(held_), weights_, state_.out);
+    StartValues(held_);
     AwaitHeld();
     SetWeightsToZero();
     held_ = -1;
   }
 
-  __device__ WarpState<kHeadDim>& state() { return state_; }
-
- private:
-  __device__ uint32_t KeysOf(int at) const { return block_.ring.stages + at * G::kStageBytes; }
-  __device__ uint32_t ValuesOf(int at) const { return KeysOf(at) + G::kSideBytes; }
-
-  __device__ void Release(int at) const {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) BarrierArrive(block_.ring.EmptyOf(at));
+  // Starts out += weights * values, and the weights' sums.
+  __device__ void StartValues(int at) {
+    const uint32_t values = KeysOf(at) + G::kSideBytes;
+    using Tile = OperandTile<kHeadDim>;
+    const SharedOperand first(values, /*across=*/Tile::kBlockBytes, /*along=*/Tile::kGroupBytes);
+#pragma unroll
+    for (int block = 0; block < kStageTokens / 16; ++block) {
+      StartProductByRows<T>(state_.out, weights_[block], first.At(block * 2 * Tile::kGroupBytes));
+    }
+#pragma unroll
+    for (int block = 0; block < kStageTokens / 16; ++block) {
+      StartProductOfOnes<T>(sum_, weights_[block], ones_);
+    }
+    CommitProducts();
   }
 
   __device__ void AwaitHeld() {
     AwaitProducts<0>(state_.out);
+    AwaitProducts<0>(sum_);
     __syncwarp();
     if (held_ >= 0 && threadIdx.x % 32 == 0) BarrierArrive(block_.ring.EmptyOf(held_));
+  }
+
+  __device__ void MaskUnseen(uint32_t seen, const uint32_t* token_rows, Score& score) const {
+    if ((seen & (kGathered | kCausal)) != 0) {
+      Mask(token_rows, tile_, score);
+    } else {
+      MaskGroups(token_rows, tile_, score);
+    }
+  }
+
+  // Weights are relative to state_.highest, which only rises when a score is above it by more than
+  // kSlack: seldom, and so what was added before seldom has to be scaled. In 16 bits weights lose
+  // no accuracy by being as large as 2^kSlack, and sums are of the same 16 bits.
+  __device__ void Raise(const float (&highest)[2]) {
+    bool rises = false;
+    float raised[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      raised[half] = highest[half] * scale_;
+      rises |= raised[half] > state_.highest[half] + kSlack;
+    }
+    if (!__any_sync(0xffffffff, rises)) return;
+    float factor[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      raised[half] = fmaxf(state_.highest[half], raised[half]);
+      factor[half] = Exp2(state_.highest[half] - Finite(raised[half]));
+      state_.highest[half] = raised[half];
+    }
+    Rescale(factor, &state_);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum_[0][j] *= factor[j / 2];
+  }
+
+  __device__ void Weigh(Score& score) const {
+    const float offset[2] = {-Finite(state_.highest[0]), -Finite(state_.highest[1])};
+#pragma unroll
+    for (auto& tile : score) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) tile[j] = Exp2(fmaf(tile[j], scale_, offset[j / 2]));
+    }
   }
 
   __device__ void SetWeightsToZero() {
@@ -225,13 +316,20 @@ class RowsInFlight {
     }
   }
 
+  __device__ uint32_t KeysOf(int at) const { return block_.ring.stages + at * G::kStageBytes; }
+
+  static constexpr float kSlack = 6;  // log2
+
   const BlockState& block_;
+  const uint32_t ones_;
   const WarpTile& tile_;
   const float scale_;
+  const uint32_t group_sees_;
   const uint32_t some_see_;
   const uint32_t all_see_;
   uint32_t queries_[G::kKeySteps][4];
   WarpState<kHeadDim> state_ = {};
+  float sum_[1][4] = {};
   uint32_t weights_[kStageTokens / 16][4] = {};
   int held_ = -1;    // place of the stage whose values are still to be added
   int skipped_ = 0;  // stages since
@@ -252,41 +350,15 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
     const WarpTile group =
         TileOfGroup(warp / 4, Uniform(unit.partition.num_rows) * p.plan.group_size);
     const WarpTile tile = TileOfWarp(group, warp % 4);
+    UnitStages stages(block.ring, block.shared + layout.rows, Uniform(unit.partition.num_stages),
+                      &place);
     const RowTargets targets(p, unit, tile);
     LoadQueries<T, Kv, kHeadDim>(p, unit, tile, room);
     QueriesCame(block, &first_queries);
-    const int warp_of_rows = tile.row_begin / kWarpRows;
-    const uint32_t group_sees = kSomeSee * 0xf << group.row_begin / kWarpRows;
-    RowsInFlight<ProductType<T, Kv>, kHeadDim> rows(block, tile, warp_of_rows, room,
-                                                    ScoreScale<Kv>(p));
-    const auto token_rows_of = [&](int at) {
-      return reinterpret_cast<const uint32_t*>(block.shared + layout.rows + at * kRowsBytes);
-    };
-    const int num_stages = Uniform(unit.partition.num_stages);
-    // Of the s-th stage, which is there.
-    const auto look_at = [&](int s, const RingPlace& place) {
-      return (s & (tile.ways - 1)) == tile.way ? token_rows_of(place.at)[kStageTokens] : 0;
-    };
-    uint32_t seen = kNotThere;
-    for (int s = 0; s < num_stages; ++s) {
-      const int at = place.at;
-      if (__builtin_expect((seen & kNotThere) != 0, 0)) {
-        BarrierWait(block.ring.FullOf(place.at), place.lap);
-        seen = Uniform(look_at(s, place));
-      }
-      const uint32_t now = seen;
-      seen = kNotThere;
-      place.Next(block.ring.num_stages);
-      if ((now & group_sees) == 0) {
-        rows.Skip(at);
-        continue;
-      }
-      rows.Take(now, at, token_rows_of(at), [&] {
-        if (BarrierHasPassed(block.ring.FullOf(place.at), place.lap)) seen = look_at(s + 1, place);
-        seen = Uniform(seen);
-      });
-    }
-    rows.Settle();
+    RowsInFlight<ProductType<T, Kv>, kHeadDim> rows(
+        block, SharedAddress(block.shared + Shares<Kv, kHeadDim>::OnesAt()), group, tile, room,
+        ScoreScale<Kv>(p));
+    rows.Take(&stages);
     if (tile.ways > 1) {
       MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile,
                           &rows.state());
@@ -332,6 +404,11 @@ __global__ void __launch_bounds__((Shares<Kv, kHeadDim>::kThreads), 1)
       InitBarriers(block, kConsumers, kProducers, Mine::kWideners);
       if constexpr (Mine::kWidens) InitRing(narrow, kProducers * 32, Mine::kWideners);
     }
+    if (threadIdx.x < kOnesBytes / 4) {
+      reinterpret_cast<uint32_t*>(shared + Mine::OnesAt())[threadIdx.x] =
+          Pack<ProductType<T, Kv>>(1, 1);
+    }
+    ProductsSeeCopies();
     __syncthreads();
     LetDependentsStart();
     TakeRegisters<Mine::kConsumerRegisters>();

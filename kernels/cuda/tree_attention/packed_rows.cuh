@@ -213,12 +213,9 @@ __device__ inline float QuadSum(float x) {
   return x + __shfl_xor_sync(0xffffffff, x, 2);
 }
 
-// Raises the state's maxima to those of the scores. `factor` is what the rest of the rows' state
-// then has to be multiplied with: 1 where nothing rose.
-template <int kHeadDim>
-__device__ void RaiseHighest(float scale, const float (&score)[kStageTokens / 8][4],
-                             WarpState<kHeadDim>* state, float (&factor)[2]) {
-  float highest[2] = {kNever, kNever};
+// The highest scores of a lane's rows.
+__device__ inline void HighestOf(const float (&score)[kStageTokens / 8][4], float (&highest)[2]) {
+  highest[0] = highest[1] = kNever;
 #pragma unroll
   for (int i = 0; i < kStageTokens / 8; ++i) {
 #pragma unroll
@@ -233,19 +230,23 @@ __device__ void RaiseHighest(float scale, const float (&score)[kStageTokens / 8]
       highest[half] = fmaxf(highest[half], __shfl_xor_sync(0xffffffff, highest[half], mask));
     }
   }
+}
+
+// Turns scores into weights 2^(score * scale - highest) of the new highest. `factor` is what the
+// rest of the rows' state then has to be multiplied with: 1 where nothing rose.
+template <int kHeadDim>
+__device__ void Weigh(float scale, float (&score)[kStageTokens / 8][4], WarpState<kHeadDim>* state,
+                      float (&factor)[2]) {
+  float highest[2];
+  HighestOf(score, highest);
+  float offset[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     highest[half] = fmaxf(state->highest[half], highest[half] * scale);
-    factor[half] = Exp2(state->highest[half] - Finite(highest[half]));
+    offset[half] = -Finite(highest[half]);
+    factor[half] = Exp2(state->highest[half] + offset[half]);
     state->highest[half] = highest[half];
   }
-}
-
-// Turns scores into weights 2^(score * scale - highest), and adds them up.
-template <int kHeadDim>
-__device__ void Weigh(float scale, const float (&factor)[2], float (&score)[kStageTokens / 8][4],
-                      WarpState<kHeadDim>* state) {
-  const float offset[2] = {-Finite(state->highest[0]), -Finite(state->highest[1])};
   float sum[2] = {0, 0};
 #pragma unroll
   for (int i = 0; i < kStageTokens / 8; ++i) {
@@ -261,7 +262,7 @@ __device__ void Weigh(float scale, const float (&factor)[2], float (&score)[kSta
   }
 }
 
-// What was added before the highest score rose. Whole warp.
+// What was added before the highest score rose.
 template <int kHeadDim>
 __device__ void Rescale(const float (&factor)[2], WarpState<kHeadDim>* state) {
 #pragma unroll

@@ -117,9 +117,8 @@ __device__ void Consume(const BlockState& block, const AttentionArguments& p) {
           Score<Product, kHeadDim>(queries, stage, see, score);
           if (!see.all) Mask(token_rows, tile, score);
           float factor[2];
-          RaiseHighest(ScoreScale<Kv>(p), score, &state, factor);
-          Weigh(ScoreScale<Kv>(p), factor, score, &state);
-          Rescale(factor, &state);
+          Weigh<kHeadDim>(ScoreScale<Kv>(p), score, &state, factor);
+          if (__any_sync(0xffffffff, factor[0] != 1 || factor[1] != 1)) Rescale(factor, &state);
           AddValues<Product, kHeadDim>(stage + G::kSideBytes, see, score, &state);
         }
       }

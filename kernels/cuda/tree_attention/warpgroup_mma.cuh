@@ -68,6 +68,11 @@ class SharedOperand {
   asm volatile(ESPALIER_WGMMA(type, 64, 32, "%37", "{%32, %33, %34, %35}, %36, p, 1, 1, 0") \
                : ESPALIER_TILES_8(sum, 0)                                                   \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAccumulate))
+#define ESPALIER_REGISTERS_4 "%0, %1, %2, %3"
+#define ESPALIER_START_8(type)                                                     \
+  asm volatile(ESPALIER_WGMMA(type, 8, 4, "1", "{%4, %5, %6, %7}, %8, p, 1, 1, 0") \
+               : ESPALIER_TILE(sum, 0)                                             \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 #define ESPALIER_START_64(type)                                                           \
   asm volatile(ESPALIER_WGMMA(type, 64, 32, "1", "{%32, %33, %34, %35}, %36, p, 1, 1, 1") \
                : ESPALIER_TILES_8(sum, 0)                                                 \
@@ -106,12 +111,26 @@ __device__ void StartProductByRows(float (&sum)[kTiles][4], const uint32_t (&a)[
   }
 }
 
+// sum (64 x 8) += a (64 x 16, in registers) * b (16 x 8), without any swizzle: `ones` is the
+// address of 16 x 8 equal elements, in whatever order.
+template <typename T>
+__device__ void StartProductOfOnes(float (&sum)[1][4], const uint32_t (&a)[4], uint32_t ones) {
+  const uint64_t b = uint64_t{8} << 32 | uint64_t{8} << 16 | ones >> 4;
+  if constexpr (std::is_same_v<T, __half>) {
+    ESPALIER_START_8(f16);
+  } else {
+    ESPALIER_START_8(bf16);
+  }
+}
+
 #undef ESPALIER_TILE
 #undef ESPALIER_TILES_8
+#undef ESPALIER_REGISTERS_4
 #undef ESPALIER_REGISTERS_32
 #undef ESPALIER_REGISTERS_64
 #undef ESPALIER_WGMMA
 #undef ESPALIER_START_SCORE
+#undef ESPALIER_START_8
 #undef ESPALIER_START_64
 #undef ESPALIER_START_128
 

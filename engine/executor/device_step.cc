@@ -52,6 +52,7 @@ DeviceStep::DeviceStep(const Context& ctx, Llama* model, std::vector<KvLayerView
       plan_buffers_(ctx, model->config().num_heads, model->config().head_dim),
       sampler_(ctx, model->config().vocab_size, options.max_logits_rows),
       graphs_(ctx, kMaxGraphs),
+      done_(ctx),
       row_bad_(ctx, options.max_rows) {}
 
 bool DeviceStep::UploadRequests(const StepBatch& batch) {
@@ -99,13 +100,15 @@ bool DeviceStep::UploadRequests(const StepBatch& batch) {
   return sampler_.Upload(requests_);
 }
 
-absl::Status DeviceStep::Launch(const StepBatch& batch, const TreePlan& plan) {
+bool DeviceStep::UploadPlanAhead(const TreePlan& plan) { return plan_buffers_.UploadAhead(plan); }
+
+absl::Status DeviceStep::Launch(const StepBatch& batch, const TreePlan& plan, bool uploaded) {
   cuda::UseDevice(ctx_);
   const int rows = Bucket(batch.num_rows(), options_.max_rows);
   const int logits_rows =
       Bucket(static_cast<int>(batch.logits_rows.size()), options_.max_logits_rows);
   const int requests = Bucket(static_cast<int>(batch.tasks.size()), options_.max_logits_rows);
-  if (!plan_buffers_.Upload(plan)) {
+  if (!uploaded && !plan_buffers_.Upload(plan)) {
     return absl::ResourceExhaustedError(absl::StrCat("there is no device memory for a plan of ",
                                                      plan.entries.size(), " entries and ",
                                                      plan.stats.partial_rows, " partial states"));
@@ -137,12 +140,13 @@ absl::Status DeviceStep::Launch(const StepBatch& batch, const TreePlan& plan) {
     run();
   }
   if (requests > 0) sampler_.Download();
+  done_.Record();
   rows_ = batch.token_ids.size();
   return absl::OkStatus();
 }
 
 absl::Status DeviceStep::Wait(const StepBatch& batch, std::vector<Sample>* samples) {
-  if (const std::optional<std::string> error = ctx_.TakeError()) {
+  if (const std::optional<std::string> error = ctx_.TakeError(done_)) {
     return absl::InternalError(
         absl::StrCat("the CUDA device failed in step ", batch.step, ": ", *error));
   }

@@ -34,7 +34,10 @@ class DeviceStep {
                                                             const DeviceStepOptions& options);
 
   // Enqueues the step. RESOURCE_EXHAUSTED when the device lacks memory for the plan.
-  absl::Status Launch(const StepBatch& batch, const TreePlan& plan);
+  // `uploaded`: the plan is what the last UploadPlanAhead took.
+  absl::Status Launch(const StepBatch& batch, const TreePlan& plan, bool uploaded);
+  // The plan that may be the next step's, while the device works on this one; false: not taken.
+  [[nodiscard]] bool UploadPlanAhead(const TreePlan& plan);
   // Waits for it. INTERNAL names the op that failed: nothing on the device can be trusted then.
   absl::Status Wait(const StepBatch& batch, std::vector<Sample>* samples);
   std::span<const uint8_t> row_bad() const { return {row_bad_.As<uint8_t>(), rows_}; }
@@ -52,6 +55,7 @@ class DeviceStep {
   PlanBuffers plan_buffers_;
   DeviceSampler sampler_;
   GraphCache graphs_;
+  DeviceEvent done_;       // the last step, without the plan that was uploaded behind it
   StagingBuffer row_bad_;  // [max_rows]
   size_t rows_ = 0;        // of the last step
   std::vector<DeviceSampleRequest> requests_;

@@ -104,11 +104,21 @@ absl::StatusOr<Executor::Result> Executor::RunOnCpu(const StepBatch& batch, cons
 absl::StatusOr<Executor::Result> Executor::RunOnDevice(const StepBatch& batch, const TreePlan& plan,
                                                        absl::FunctionRef<void()> meanwhile) {
   const Timer timer(&times_.forward_ms);
-  if (absl::Status status = device_step_->Launch(batch, plan); !status.ok()) return status;
+  const bool uploaded = std::exchange(plan_uploaded_, false) && plan_ahead_->came_true();
+  if (absl::Status status = device_step_->Launch(batch, plan, uploaded); !status.ok()) {
+    return status;
+  }
   meanwhile();
-  if (plan_ahead_ != nullptr) plan_ahead_->Prepare(batch.shape);
+  PlanNext(batch);
   if (absl::Status status = device_step_->Wait(batch, &samples_); !status.ok()) return status;
   return Result{.samples = samples_, .row_bad = device_step_->row_bad()};
+}
+
+void Executor::PlanNext(const StepBatch& batch) {
+  if (plan_ahead_ == nullptr) return;
+  const TreePlan* const next = plan_ahead_->Prepare(batch.shape, batch.next_pages);
+  // A pass of a draft model is seldom followed by one like it.
+  if (next != nullptr && !batch.draft_pass) plan_uploaded_ = device_step_->UploadPlanAhead(*next);
 }
 
 void Executor::MoveKv(std::span<const int64_t> from, std::span<const int64_t> to) {

@@ -23,7 +23,8 @@ namespace espalier {
 struct ExecutorOptions {
   AttentionVariant attention = AttentionVariant::kDefault;
   bool cuda_graphs = true;
-  bool plan_ahead = true;  // CUDA: plans the likely next step while the device works
+  // CUDA: plans the likely next step, and uploads the plan, while the device works.
+  bool plan_ahead = true;
   int max_rows = 0;
   int max_logits_rows = 0;
 };
@@ -62,6 +63,7 @@ class Executor {
   absl::StatusOr<Result> RunOnCpu(const StepBatch& batch, const TreePlan& plan);
   absl::StatusOr<Result> RunOnDevice(const StepBatch& batch, const TreePlan& plan,
                                      absl::FunctionRef<void()> meanwhile);
+  void PlanNext(const StepBatch& batch);
   void DrawSamples(const StepBatch& batch, std::span<const float> logits);
 
   Context* const ctx_;
@@ -73,6 +75,7 @@ class Executor {
   std::vector<Sample> samples_;
   std::unique_ptr<DeviceStep> device_step_;  // CUDA
   std::unique_ptr<PlanAhead> plan_ahead_;    // CUDA
+  bool plan_uploaded_ = false;               // the one that was made ahead
   DeviceBuffer move_slots_;                  // CUDA
   StagingBuffer move_staging_;               // CUDA
   ExecutorTimes times_;

@@ -23,6 +23,10 @@ std::optional<int32_t> PagePool::Acquire() {
   return page;
 }
 
+void PagePool::ListNext(int count, std::vector<int32_t>* pages) const {
+  pages->insert(pages->end(), free_.rbegin(), free_.rbegin() + std::min(count, num_free()));
+}
+
 void PagePool::AddOwner(int32_t page) {
   ESPALIER_CHECK(owners_[page] > 0);
   ++owners_[page];

@@ -19,6 +19,9 @@ class PagePool {
 
   // A page with one owner. Empty when the pool is: the caller evicts, then asks again.
   std::optional<int32_t> Acquire();
+  // Adds the pages that the next `count` calls of Acquire give if nothing is released before, or
+  // those that are free if they are fewer.
+  void ListNext(int count, std::vector<int32_t>* pages) const;
   void AddOwner(int32_t page);
   // True when that was the last owner.
   bool Release(int32_t page) { return Release(page, fence()); }

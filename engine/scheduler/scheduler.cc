@@ -869,6 +869,7 @@ void Scheduler::BuildBatch() {
                             .drafted = task.drafted,
                             .above = task.above});
   }
+  pool_->ListNext(batch_.num_rows(), &batch_.next_pages);
   for (auto& live : trees_) CountReads(*live);
 }
 
@@ -956,6 +957,7 @@ void StepBatch::Clear() {
   kv_slots.clear();
   logits_rows.clear();
   tasks.clear();
+  next_pages.clear();
 }
 
 }  // namespace espalier

@@ -35,6 +35,7 @@ struct StepBatch {
   std::vector<int64_t> kv_slots;     // [rows], -1: the KV exists
   std::vector<int32_t> logits_rows;  // ascending
   std::vector<LogitsTask> tasks;
+  std::vector<int32_t> next_pages;  // at most one a row: what nodes that grow will probably begin
 
   int num_rows() const { return static_cast<int>(token_ids.size()); }
   void Clear();

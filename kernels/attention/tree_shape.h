@@ -44,6 +44,8 @@ struct TreeShape {
 
   // Aborts (ESPALIER_CHECK) on the first rule above that is broken.
   void CheckWellFormed() const;
+
+  bool operator==(const TreeShape&) const = default;
 };
 
 }  // namespace espalier

@@ -116,6 +116,7 @@ void Fill(const Context& ctx, void* data, int byte, size_t bytes) {
 }
 
 void* CreateEvent(const Context& ctx) {
+  UseDevice(ctx);
   cudaEvent_t event = nullptr;
   Check(ctx, "create an event", cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   return event;

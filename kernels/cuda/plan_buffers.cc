@@ -243,22 +243,45 @@ class BlockWriter {
   int64_t rest_begin_ = 0;    // and its other tokens
 };
 
+// What a plan takes, in bytes.
+struct PlanBytes {
+  size_t staging;
+  size_t block;
+  size_t tokens;
+  size_t partial_out;
+  size_t partial_lse;
+};
+
 }  // namespace
 
 struct PlanBuffers::Impl {
-  explicit Impl(const Context& context) : ctx(context) {}
+  explicit Impl(const Context& context) : ctx(context), stagings{Staging(ctx), Staging(ctx)} {}
+  // What was uploaded last may still be on its way.
+  ~Impl() { Synchronize(ctx); }
+
+  struct Staging {
+    explicit Staging(const Context& ctx) : copied(ctx) {}
+    StagingBuffer memory;
+    DeviceEvent copied;
+  };
 
   const Context& ctx;
   DevicePlan plan;
   StageOrder order;
   int generation = 0;
-  StagingBuffer staging;
+  Staging stagings[2];  // taken in turns, for a step's may still wait behind the step before
+  int next_staging = 0;
   DeviceBuffer block;
   DeviceBuffer token_kv_rows;
   DeviceBuffer token_rows;
   DeviceBuffer partial_out;
   DeviceBuffer partial_lse;
   DeviceBuffer claims;
+
+  PlanBytes BytesOf(const TreePlan& tree_plan, const BlockLayout& layout) const;
+  bool Holds(const PlanBytes& bytes) const;
+  bool Grow(const PlanBytes& bytes);
+  void Write(const TreePlan& tree_plan, const BlockLayout& layout);
 
   // Whether the buffer has at least `bytes`, if need be after it has moved.
   template <typename Buffer>
@@ -285,67 +308,96 @@ int PlanBuffers::generation() const { return impl_->generation; }
 const DevicePlan& PlanBuffers::device_plan() const { return impl_->plan; }
 
 bool PlanBuffers::Upload(const TreePlan& tree_plan) {
-  Impl& impl = *impl_;
-  DevicePlan& plan = impl.plan;
+  const BlockLayout layout(tree_plan);
+  const PlanBytes bytes = impl_->BytesOf(tree_plan, layout);
+  if (!impl_->Holds(bytes) && !impl_->Grow(bytes)) return false;
+  impl_->Write(tree_plan, layout);
+  return true;
+}
+
+bool PlanBuffers::UploadAhead(const TreePlan& tree_plan) {
+  const BlockLayout layout(tree_plan);
+  if (!impl_->Holds(impl_->BytesOf(tree_plan, layout))) return false;
+  impl_->Write(tree_plan, layout);
+  return true;
+}
+
+PlanBytes PlanBuffers::Impl::BytesOf(const TreePlan& tree_plan, const BlockLayout& layout) const {
+  const int64_t most_tokens =
+      tree_plan.stats.read_kv_tokens + int64_t{kStageTokens - 1} * tree_plan.num_partitions();
+  ESPALIER_CHECK(most_tokens <= std::numeric_limits<int32_t>::max());
+  // Blocks read a record before they know whether there is one: from memory that is theirs, and was
+  // written.
+  const size_t readable =
+      sizeof(PlanHeader) +
+      (tree_plan.num_partitions() + ctx.cuda().num_sms + 1) * sizeof(PlanRecord);
+  const size_t states = tree_plan.stats.partial_rows * plan.num_heads;
+  return {.staging = layout.bytes(),
+          .block = std::max(layout.bytes(), readable),
+          .tokens = most_tokens * sizeof(int32_t),
+          .partial_out = states * plan.head_dim * sizeof(float),
+          .partial_lse = states * sizeof(float)};
+}
+
+bool PlanBuffers::Impl::Holds(const PlanBytes& bytes) const {
+  return bytes.staging <= stagings[next_staging].memory.bytes() && bytes.block <= block.bytes() &&
+         bytes.tokens <= token_kv_rows.bytes() && bytes.tokens <= token_rows.bytes() &&
+         bytes.partial_out <= partial_out.bytes() && bytes.partial_lse <= partial_lse.bytes() &&
+         !claims.empty();
+}
+
+bool PlanBuffers::Impl::Grow(const PlanBytes& bytes) {
+  Synchronize(ctx);
+  const size_t block_bytes = block.bytes();
+  for (Staging& staging : stagings) {
+    if (!Reserve(staging.memory, bytes.staging)) return false;
+  }
+  if (!Reserve(block, bytes.block) || !Reserve(token_kv_rows, bytes.tokens) ||
+      !Reserve(token_rows, bytes.tokens) || !Reserve(partial_out, bytes.partial_out) ||
+      !Reserve(partial_lse, bytes.partial_lse) || !Reserve(claims, 2 * sizeof(int32_t))) {
+    return false;
+  }
+  if (block.bytes() != block_bytes) FillDevice(ctx, block.As<void>(), 0, block.bytes());
+  return true;
+}
+
+void PlanBuffers::Impl::Write(const TreePlan& tree_plan, const BlockLayout& layout) {
   const PlanOptions& options = tree_plan.options;
   ESPALIER_CHECK(plan.num_heads == options.num_kv_heads * options.group_size);
   ESPALIER_CHECK(int64_t{tree_plan.num_pages} * options.num_kv_heads * tree_plan.page_size <=
                  kKvRowMask);
-  const int64_t most_tokens =
-      tree_plan.stats.read_kv_tokens + int64_t{kStageTokens - 1} * tree_plan.num_partitions();
-  ESPALIER_CHECK(most_tokens <= std::numeric_limits<int32_t>::max());
-
-  const BlockLayout layout(tree_plan);
-  const size_t states = tree_plan.stats.partial_rows * plan.num_heads;
-  // Blocks read a record before they know whether there is one: from memory that is theirs, and was
-  // written.
-  const size_t block_bytes = impl.block.bytes();
-  const size_t readable_bytes =
-      sizeof(PlanHeader) +
-      (tree_plan.num_partitions() + impl.ctx.cuda().num_sms + 1) * sizeof(PlanRecord);
-  if (!impl.Reserve(impl.staging, layout.bytes()) ||
-      !impl.Reserve(impl.block, std::max(layout.bytes(), readable_bytes)) ||
-      !impl.Reserve(impl.token_kv_rows, most_tokens * sizeof(int32_t)) ||
-      !impl.Reserve(impl.token_rows, most_tokens * sizeof(uint32_t)) ||
-      !impl.Reserve(impl.partial_out, states * plan.head_dim * sizeof(float)) ||
-      !impl.Reserve(impl.partial_lse, states * sizeof(float)) ||
-      !impl.Reserve(impl.claims, 2 * sizeof(int32_t))) {
-    return false;
-  }
-
-  if (impl.block.bytes() != block_bytes) {
-    FillDevice(impl.ctx, impl.block.As<void>(), 0, impl.block.bytes());
-  }
-
-  plan.header = impl.block.As<PlanHeader>();
-  plan.token_kv_rows = impl.token_kv_rows.As<int32_t>();
-  plan.token_rows = impl.token_rows.As<uint32_t>();
-  plan.partial_out = impl.partial_out.As<float>();
-  plan.partial_lse = impl.partial_lse.As<float>();
-  plan.claims = impl.claims.As<int32_t>();
-  plan.has_partials = states > 0;
+  plan.header = block.As<PlanHeader>();
+  plan.token_kv_rows = token_kv_rows.As<int32_t>();
+  plan.token_rows = token_rows.As<uint32_t>();
+  plan.partial_out = partial_out.As<float>();
+  plan.partial_lse = partial_lse.As<float>();
+  plan.claims = claims.As<int32_t>();
+  plan.has_partials = tree_plan.stats.partial_rows > 0;
   plan.num_kv_heads = options.num_kv_heads;
   plan.group_size = options.group_size;
   plan.group_inverse = 65536 / options.group_size + 1;
   plan.page_size = tree_plan.page_size;
   plan.num_pages = tree_plan.num_pages;
 
-  BlockWriter writer(tree_plan, layout, impl.order, impl.staging.As<int32_t>());
+  Staging& staging = stagings[next_staging];
+  next_staging ^= 1;
+  staging.copied.Wait();
+  BlockWriter writer(tree_plan, layout, order, staging.memory.As<int32_t>());
   writer.Write();
-  CopyToDevice(impl.ctx, impl.block.As<void>(), impl.staging.As<void>(), layout.bytes());
-  const int32_t* words = impl.block.As<int32_t>();
-  cuda::Check(impl.ctx, "ExpandTokens",
+  CopyToDevice(ctx, block.As<void>(), staging.memory.As<void>(), layout.bytes());
+  staging.copied.Record();
+  const int32_t* words = block.As<int32_t>();
+  cuda::Check(ctx, "ExpandTokens",
               cuda::ExpandTokens(
                   {.entries = reinterpret_cast<const PlanEntryRecord*>(words + layout.entries),
                    .num_entries = writer.num_entries(),
                    .slot_rows = reinterpret_cast<const RowInterval*>(words + layout.slot_rows),
                    .group_size = options.group_size,
-                   .token_kv_rows = impl.token_kv_rows.As<int32_t>(),
-                   .token_rows = impl.token_rows.As<uint32_t>()},
-                  cuda::StreamOf(impl.ctx)));
+                   .token_kv_rows = token_kv_rows.As<int32_t>(),
+                   .token_rows = token_rows.As<uint32_t>()},
+                  cuda::StreamOf(ctx)));
   // Also keeps a kernel that comes next from starting early, for it would read the token lists.
-  FillDevice(impl.ctx, impl.claims.As<void>(), 0, impl.claims.bytes());
-  return true;
+  FillDevice(ctx, claims.As<void>(), 0, claims.bytes());
 }
 
 PlanOptions CudaPlanOptions(const Context& ctx, AttentionVariant variant, int num_heads,

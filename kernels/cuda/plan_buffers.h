@@ -22,10 +22,13 @@ class PlanBuffers {
               AttentionKernel kernel = AttentionKernel::kBest);
   ~PlanBuffers();
 
-  // Copies what the kernels read of the plan; enqueued on the context's stream. The staging memory
-  // is the object's own: the caller may change the plan at once, and must have waited for the last
-  // step. Memory grows when a plan is larger than all before; false when the device lacks it.
+  // Copies what the kernels read of the plan; enqueued on the context's stream, behind steps that
+  // read the plan before. The staging memory is the object's own: the caller may change the plan at
+  // once. Memory grows when a plan is larger than all before; false when the device lacks it.
   [[nodiscard]] bool Upload(const TreePlan& plan);
+  // As Upload, but where memory would have to grow, which waits for the device, it does nothing and
+  // gives false. For the plan of a step that may come next.
+  [[nodiscard]] bool UploadAhead(const TreePlan& plan);
 
   // Changes when memory has moved: graphs captured before must not be replayed.
   int generation() const;

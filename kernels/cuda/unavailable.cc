@@ -27,6 +27,7 @@ struct PlanBuffers::Impl {};
 PlanBuffers::PlanBuffers(const Context&, int, int, AttentionKernel) { Unavailable(); }
 PlanBuffers::~PlanBuffers() = default;
 bool PlanBuffers::Upload(const TreePlan&) { Unavailable(); }
+bool PlanBuffers::UploadAhead(const TreePlan&) { Unavailable(); }
 int PlanBuffers::generation() const { Unavailable(); }
 const DevicePlan& PlanBuffers::device_plan() const { Unavailable(); }
 PlanOptions CudaPlanOptions(const Context&, AttentionVariant, int, int, AttentionKernel) {

@@ -4,6 +4,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/runtime/device_memory.h"
 
 namespace espalier {
 
@@ -41,6 +42,11 @@ void Context::RecordError(const char* op, const std::string& message) const {
 
 std::optional<std::string> Context::TakeError() const {
   if (device_ == Device::kCuda) cuda::Synchronize(*this);
+  return std::exchange(*error_, std::nullopt);
+}
+
+std::optional<std::string> Context::TakeError(const DeviceEvent& event) const {
+  event.Wait();
   return std::exchange(*error_, std::nullopt);
 }
 

@@ -18,7 +18,8 @@ enum class Device { kCpu, kCuda };
 // kAuto: activations are quantised to int8 for quantised weights; fp16 KV. (Unless KV is E4M3.)
 enum class CpuPrecision { kAuto, kF32 };
 
-struct CudaState;  // kernels/cuda/cuda_state.h
+class DeviceEvent;  // kernels/runtime/device_memory.h
+struct CudaState;   // kernels/cuda/cuda_state.h
 
 class Context {
  public:
@@ -49,6 +50,8 @@ class Context {
   void RecordError(const char* op, const std::string& message) const;
   // Waits for what was enqueued, then gives the error that an op met meanwhile, and forgets it.
   std::optional<std::string> TakeError() const;
+  // The same, but waits no longer than until the event.
+  std::optional<std::string> TakeError(const DeviceEvent& event) const;
 
  private:
   Context();

@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
+#include "engine/scheduler/scheduler.h"
+#include "tests/support/fake_tokenizer.h"
 #include "tests/support/random_forest.h"
 
 namespace espalier {
@@ -60,6 +63,12 @@ class GrowingTree {
       if (IsLeaf(static_cast<int>(node))) Lengthen(nodes_[node], 1);
     }
   }
+  // The pages that nodes begin next, in order.
+  std::vector<int32_t> NextPages(int count) const {
+    std::vector<int32_t> pages;
+    for (int i = 0; i < count; ++i) pages.push_back(PageId(next_page_ + i));
+    return pages;
+  }
   void Change() {
     const int leaf = RandomInt(rng_, 0, static_cast<int>(nodes_.size()) - 1);
     if (!IsLeaf(leaf)) return;
@@ -93,11 +102,12 @@ class GrowingTree {
     nodes_.push_back({.parent = parent, .tokens = 0, .pages = {}});
     Lengthen(nodes_.back(), tokens);
   }
-  // Pages come in no order.
+  // In no order.
+  static int32_t PageId(int64_t i) { return static_cast<int32_t>(i * 7919 % 100'003); }
   void Lengthen(Node& node, int tokens) {
     node.tokens += tokens;
     while (static_cast<int>(node.pages.size()) * page_size_ < node.tokens) {
-      node.pages.push_back(static_cast<int32_t>(next_page_++ * 7919 % 100'003));
+      node.pages.push_back(PageId(next_page_++));
     }
   }
   bool IsLeaf(int node) const {
@@ -127,21 +137,86 @@ TEST(PlanAheadTest, PlansAreTheSameWhetherGuessedOrNot) {
     PlanAhead ahead(options);
     TreePlanner planner;
     size_t pages_before = 0;
+    const TreePlan* prepared = nullptr;
     for (int step = 0; step < 50; ++step) {
       const TreeShape shape = tree.Shape(/*prefill=*/RandomChance(rng, 0.05));
-      const int64_t hits_before = ahead.hits();
-      ExpectSamePlan(ahead.Plan(shape), planner.Plan(shape, options));
+      const TreePlan& plan = ahead.Plan(shape);
+      ExpectSamePlan(plan, planner.Plan(shape, options));
       if (HasFailure()) return;
-      if (ahead.hits() > hits_before && shape.page_ids.size() > pages_before) ++pages_begun;
+      if (ahead.came_true()) {
+        EXPECT_EQ(&plan, prepared);
+        ++hits;
+        pages_begun += shape.page_ids.size() > pages_before;
+      }
       pages_before = shape.page_ids.size();
-      ahead.Prepare(shape);
+      std::vector<int32_t> next_pages = tree.NextPages(shape.num_queries());
+      if (RandomChance(rng, 0.05)) next_pages.clear();
+      if (RandomChance(rng, 0.05)) std::ranges::reverse(next_pages);
+      prepared = ahead.Prepare(shape, next_pages);
       tree.Grow();
       if (RandomChance(rng, 0.1)) tree.Change();
     }
-    hits += ahead.hits();
   }
   EXPECT_GT(hits, 60 * 25);
   EXPECT_GT(pages_begun, 100);
+}
+
+// A prompt, and below it questions of which each grows a branch.
+std::vector<TreeNode> FewShot(Rng& rng, int max_tokens) {
+  std::vector<TreeNode> nodes(1);
+  nodes[0].tokens.resize(RandomInt(rng, 1, 100));
+  for (int i = RandomInt(rng, 1, 20); i > 0; --i) {
+    nodes[0].children.push_back(static_cast<int>(nodes.size()));
+    TreeNode& node = nodes.emplace_back();
+    node.parent = 0;
+    node.tokens.assign(RandomInt(rng, 1, 40), i);
+    node.max_tokens = max_tokens;
+    node.generation.emplace().ignore_eos = true;
+  }
+  return nodes;
+}
+
+// While branches go on, pages are begun as the scheduler said.
+TEST(PlanAheadTest, GuessesEveryStepOfBranchesThatGoOn) {
+  constexpr int kTokens = 40;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    Rng rng(seed);
+    FakeTokenizer tokenizer(256);
+    PagePool pool(1000);
+    RadixTree radix(&pool, 16);
+    Scheduler scheduler({.max_batch_tokens = 2048}, &pool, &radix);
+    // Two trees, the second some steps later, so that branches do not begin their pages together.
+    const auto submit = [&](const char* id) {
+      scheduler.Submit(std::make_unique<DecodeTree>(
+          DecodeTreeInit{.tree_id = id,
+                         .cache_salt = id,
+                         .seed = seed,
+                         .deadline = std::nullopt,
+                         .nodes = FewShot(rng, kTokens),
+                         .outbox = std::make_shared<Outbox>(99, nullptr),
+                         .tokenizer = &tokenizer,
+                         .submitted = absl::UnixEpoch()}));
+    };
+    submit("first");
+    PlanAhead ahead({});
+    const int second_at = RandomInt(rng, 5, 15);
+    for (int step = 0; step < kTokens; ++step) {
+      if (step == second_at) submit("second");
+      const StepBatch* batch = scheduler.Schedule(absl::UnixEpoch());
+      ASSERT_NE(batch, nullptr);
+      ahead.Plan(batch->shape);
+      // A prompt's step, and the one after, cannot be guessed.
+      const bool filled = step < 2 || (step >= second_at && step < second_at + 2);
+      EXPECT_EQ(ahead.came_true(), !filled) << "step " << step;
+      ahead.Prepare(batch->shape, batch->next_pages);
+      std::vector<Sample> samples(batch->tasks.size());
+      for (Sample& sample : samples) sample.token = RandomInt(rng, 0, 100);
+      scheduler.Commit(samples, std::vector<uint8_t>(batch->num_rows(), 0), absl::UnixEpoch());
+      scheduler.Emit();
+    }
+    scheduler.CancelAll(absl::CancelledError("the end"), absl::UnixEpoch());
+  }
 }
 
 }  // namespace

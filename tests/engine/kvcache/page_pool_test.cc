@@ -24,6 +24,21 @@ TEST(PagePoolTest, HandsOutEveryPageOnceAndThenNone) {
   pool.CheckInvariants();
 }
 
+TEST(PagePoolTest, ListsThePagesThatItHandsOutNext) {
+  PagePool pool(5);
+  const std::vector<int32_t> taken = TakeAll(pool);
+  for (int i : {3, 0, 4}) pool.Release(taken[i]);
+  std::vector<int32_t> next;
+  pool.ListNext(2, &next);
+  EXPECT_EQ(next.size(), 2);
+  pool.ListNext(9, &next);
+  ASSERT_EQ(next.size(), 5);
+  const std::vector<int32_t> given = TakeAll(pool);
+  EXPECT_EQ(std::vector(next.begin() + 2, next.end()), given);
+  EXPECT_EQ(std::vector(next.begin(), next.begin() + 2),
+            std::vector(given.begin(), given.begin() + 2));
+}
+
 TEST(PagePoolTest, KeepsAPageUntilItsLastOwnerGoes) {
   PagePool pool(1);
   const int32_t page = *pool.Acquire();

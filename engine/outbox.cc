@@ -13,9 +13,9 @@ Outbox::Outbox(size_t capacity, std::shared_ptr<OutputSink> sink)
 
 void Outbox::Push(TreeEvent event) { pushed_.push_back(std::move(event)); }
 
-bool Outbox::full() const {
+bool Outbox::full(size_t more) const {
   const std::lock_guard lock(mutex_);
-  return events_.size() + pushed_.size() >= capacity_;
+  return events_.size() + pushed_.size() + more >= capacity_;
 }
 
 void Outbox::Deliver() {

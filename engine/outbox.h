@@ -28,7 +28,8 @@ class Outbox {
   // Engine thread. Never refuses: the engine looks at `full` before it schedules a tree's branches,
   // so a queue exceeds its capacity by at most one step's events.
   void Push(TreeEvent event);
-  bool full() const;
+  // `more` events are on their way.
+  bool full(size_t more = 0) const;
   // Hands over what was pushed and tells the sink. Does nothing when nothing was.
   void Deliver();
 

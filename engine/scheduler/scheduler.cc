@@ -158,7 +158,6 @@ void Scheduler::Commit(std::span<const Sample> samples, std::span<const uint8_t>
     if (live->rows.empty()) continue;
     ++live->tree->usage().steps;
     if (live->failure.ok()) DecideSearches(*live);
-    live->tree->Flush();
   }
   RemoveFinished(now);
 }
@@ -219,7 +218,10 @@ void Scheduler::Abandon(const absl::Status& status, absl::Time now) {
 }
 
 void Scheduler::Emit() {
-  for (auto& live : trees_) live->tree->outbox().Deliver();
+  for (auto& live : trees_) {
+    live->tree->Flush();
+    live->tree->outbox().Deliver();
+  }
   for (auto& live : ended_) live->tree->outbox().Deliver();
   ended_.clear();
 }
@@ -227,7 +229,7 @@ void Scheduler::Emit() {
 void Scheduler::EndOverdue(absl::Time now) {
   for (auto& live : trees_) {
     const DecodeTree& tree = *live->tree;
-    if (!tree.outbox().full()) {
+    if (!tree.outbox_full()) {
       live->stalled_since.reset();
     } else if (!live->stalled_since) {
       live->stalled_since = now;
@@ -265,7 +267,7 @@ void Scheduler::ScheduleDecoding(size_t begin, size_t end) {
   decoding_.clear();
   for (size_t i = begin; i < end; ++i) {
     LiveTree& live = *trees_[i];
-    if (live.tree->outbox().full()) continue;
+    if (live.tree->outbox_full()) continue;
     for (int segment : live.active) {
       const State state = live.slots[segment].state;
       if (state == State::kDecoding || state == State::kFinalizing) {
@@ -311,7 +313,7 @@ void Scheduler::DecodeRow(LiveTree& live, int segment) {
 }
 
 void Scheduler::ScheduleFilling(LiveTree& live) {
-  if (!live.failure.ok() || live.tree->outbox().full()) return;
+  if (!live.failure.ok() || live.tree->outbox_full()) return;
   // By index: visiting a prompt may add its children, which are then visited too.
   for (size_t i = 0; i < live.active.size() && RowsLeft() > 0; ++i) {
     VisitFilling(live, live.active[i]);
@@ -703,7 +705,7 @@ bool Scheduler::MakeRoom(LiveTree& live, int segment) {
 // Preempts in a tree whose client does not read, or else in one of lower priority.
 bool Scheduler::PreemptInferior(const LiveTree& live) {
   for (auto& other : trees_ | std::views::reverse) {
-    if (other.get() != &live && other->tree->outbox().full() && PreemptIn(*other, -1)) return true;
+    if (other.get() != &live && other->tree->outbox_full() && PreemptIn(*other, -1)) return true;
   }
   for (auto& other : trees_ | std::views::reverse) {
     if (other->tree->priority() >= live.tree->priority()) return false;

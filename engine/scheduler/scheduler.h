@@ -106,7 +106,8 @@ class Scheduler {
   // preempted.
   PinnedPaths& pins() { return pins_; }
 
-  // Hands the events of all calls since the last Emit to the trees' owners.
+  // Hands the events of all calls since the last Emit to the trees' owners. Comes between two
+  // Commits, best while a device works.
   void Emit();
 
   bool empty() const { return trees_.empty(); }

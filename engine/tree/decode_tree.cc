@@ -251,8 +251,11 @@ bool DecodeTree::TakeToken(Segment& s, TokenLogprob token) {
   const Generation& g = *node(s).generation;
   const bool may_stop = s.search_tokens >= g.min_tokens;
   if (may_stop && IsStopToken(g, token.token)) {
-    const TextStream::Output rest = s.text->Finish();
-    Release(s, rest.text, static_cast<int>(s.generated.size()));
+    if (TextMayWait(s)) {
+      news_.push_back({.branch = &s, .has_end = true});
+    } else {
+      ReleaseRest(s);
+    }
     EndBranch(s, FinishReason::kStop, absl::StrCat(token.token));
     return true;
   }
@@ -260,7 +263,9 @@ bool DecodeTree::TakeToken(Segment& s, TokenLogprob token) {
   if (HasPenalty(g.sampling)) s.history.AddGenerated(token.token);
   s.search_logprob += token.logprob;
   const int count = ++s.search_tokens;
-  const TextStream::Output out = s.text->Push(token.token, count >= g.min_tokens);
+  const bool text_waits = TextMayWait(s);
+  TextStream::Output out;
+  if (!text_waits) out = s.text->Push(token.token, count >= g.min_tokens);
   s.logprobs.push_back(std::move(token));
   const Outlook outlook = AdvanceConstraint(s);
   if (out.stop_index >= 0) {
@@ -274,18 +279,27 @@ bool DecodeTree::TakeToken(Segment& s, TokenLogprob token) {
     EndBranch(s, FinishReason::kStop, g.stop[out.stop_index]);
     return true;
   }
-  if (outlook != Outlook::kOpen || count >= node(s).max_tokens) {
-    const TextStream::Output rest = s.text->Finish();
-    Release(s, out.text + rest.text, static_cast<int>(s.generated.size()));
+  const bool ends = outlook != Outlook::kOpen || count >= node(s).max_tokens;
+  if (text_waits) {
+    news_.push_back({.branch = &s, .token = s.generated.back(), .has_end = ends});
+  } else if (ends) {
+    ReleaseRest(s, out.text);
+  } else {
+    Release(s, out.text, out.tokens_released);
+  }
+  if (ends) {
     EndBranch(s,
               outlook == Outlook::kComplete ? FinishReason::kStop
               : outlook == Outlook::kStuck  ? FinishReason::kError
                                             : FinishReason::kLength,
               "");
-    return true;
   }
-  Release(s, out.text, out.tokens_released);
-  return false;
+  return ends;
+}
+
+// Whether nothing but what the client is told depends on the text.
+bool DecodeTree::TextMayWait(const Segment& s) const {
+  return s.search < 0 && node(s).generation->stop.empty();
 }
 
 DecodeTree::Outlook DecodeTree::AdvanceConstraint(Segment& s) {
@@ -338,16 +352,27 @@ void DecodeTree::TakeVerdict(const Segment& score) {
   MarkMoved(branch.search);
 }
 
-void DecodeTree::Release(Segment& s, const std::string& text, int released) {
-  if (text.empty() && released <= s.sent) return;
-  const Generation& g = *node(s).generation;
-  BranchTokens& out = pending_tokens_.branches.emplace_back();
-  out.branch_id = s.branch_id;
-  out.text = text;
+void DecodeTree::Release(Segment& s, std::string text, int released) {
   if (s.search >= 0) s.sent_text += text;
-  for (; s.sent < released; ++s.sent) {
-    out.token_ids.push_back(s.generated[s.sent]);
-    if (g.logprobs) out.logprobs.push_back(s.logprobs[s.sent]);
+  news_.push_back({.branch = &s, .text = std::move(text), .released = released});
+}
+
+// After `text` what is held back.
+void DecodeTree::ReleaseRest(Segment& s, std::string text) {
+  text += s.text->Finish().text;
+  Release(s, std::move(text), static_cast<int>(s.generated.size()));
+}
+
+void DecodeTree::MakeText(News& news) {
+  Segment& s = *news.branch;
+  if (news.token) {
+    TextStream::Output out = s.text->Push(*news.token, /*may_stop=*/true);
+    news.text = std::move(out.text);
+    news.released = out.tokens_released;
+  }
+  if (news.has_end) {
+    news.text += s.text->Finish().text;
+    news.released = static_cast<int>(s.generated.size());
   }
 }
 
@@ -384,20 +409,38 @@ void DecodeTree::Started() {
 }
 
 void DecodeTree::Flush() {
-  if (!pending_tokens_.branches.empty()) {
-    init_.outbox->Push(std::exchange(pending_tokens_, {}));
+  StepTokens step;
+  step.branches.reserve(news_.size());
+  for (News& news : news_) {
+    MakeText(news);
+    Segment& s = *news.branch;
+    if (news.text.empty() && news.released <= s.sent) continue;
+    const Generation& g = *node(s).generation;
+    BranchTokens& out = step.branches.emplace_back();
+    out.branch_id = s.branch_id;
+    out.text = std::move(news.text);
+    for (; s.sent < news.released; ++s.sent) {
+      out.token_ids.push_back(s.generated[s.sent]);
+      if (g.logprobs) out.logprobs.push_back(s.logprobs[s.sent]);
+    }
   }
+  news_.clear();
+  if (!step.branches.empty()) init_.outbox->Push(std::move(step));
   for (TreeEvent& event : pending_ends_) init_.outbox->Push(std::move(event));
   pending_ends_.clear();
+}
+
+bool DecodeTree::outbox_full() const {
+  return init_.outbox->full(pending_ends_.size() + (news_.empty() ? 0 : 1));
 }
 
 void DecodeTree::Finish(const absl::Status& status, FinishReason reason, absl::Time now) {
   ESPALIER_CHECK(!finished_);
   finished_ = true;
+  Flush();  // of the step before
   for (Segment& s : segments_) {
     if (s.kind != SegmentKind::kBranch || !s.started || s.done) continue;
-    const TextStream::Output rest = s.text->Finish();
-    Release(s, rest.text, static_cast<int>(s.generated.size()));
+    ReleaseRest(s);
     EndBranch(s, reason, "");
   }
   for (const Segment& prompt : segments_) {

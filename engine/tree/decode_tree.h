@@ -189,8 +189,11 @@ class DecodeTree {
   int top_logprobs(int index) const;
 
   void Started();
-  // One event with every branch that moved in the step, then the ends.
+  // One event with every branch that moved in the step, then the ends. Puts the text together: the
+  // caller has time.
   void Flush();
+  // Whether the outbox is, with what Flush adds.
+  bool outbox_full() const;
   // Ends every live branch with `reason` and tells the client. The tree takes no further call.
   void Finish(const absl::Status& status, FinishReason reason, absl::Time now);
   bool finished() const { return finished_; }
@@ -201,7 +204,19 @@ class DecodeTree {
   bool NeedsJudgement(const Segment& s) const;
   void TakeVerdict(const Segment& score);
   void MarkMoved(int search);
-  void Release(Segment& s, const std::string& text, int released);
+  // What the step's event says of a branch: text and how many tokens have gone out with it, which
+  // follow in Flush from `token` and `has_end` where the text may wait.
+  struct News {
+    Segment* branch;
+    std::optional<int32_t> token = {};
+    bool has_end = false;
+    std::string text = {};
+    int released = 0;
+  };
+  bool TextMayWait(const Segment& s) const;
+  void MakeText(News& news);
+  void Release(Segment& s, std::string text, int released);
+  void ReleaseRest(Segment& s, std::string text = "");
   void Announce(Segment& s, absl::Time now);
   bool TakeToken(Segment& s, TokenLogprob token);
   // What the branch's last token leaves of its constraint or choice.
@@ -232,7 +247,7 @@ class DecodeTree {
   std::vector<int> moved_searches_;  // prompt segments, since DecideSearches
   std::deque<Segment> segments_;     // references stay valid while segments are added
   int num_branches_ = 0;
-  StepTokens pending_tokens_;
+  std::vector<News> news_;  // since the last Flush, in order
   std::vector<TreeEvent> pending_ends_;
   Usage usage_;
   bool finished_ = false;

@@ -103,8 +103,7 @@ void DecodeTree::TakeStep(const SearchDecision::Step& step, SearchOutcome* outco
     // It counts in the score, as the policies have it, and is not part of the branch.
     s.search_logprob += step.logprob;
     ++s.search_tokens;
-    const TextStream::Output rest = s.text->Finish();
-    Release(s, rest.text, static_cast<int>(s.generated.size()));
+    ReleaseRest(s);
     EndBranch(s, FinishReason::kStop, absl::StrCat(step.token));
   } else {
     TakeToken(s, std::move(token));
@@ -136,10 +135,7 @@ int DecodeTree::AddFork(int source_index) {
 
 void DecodeTree::Prune(const SearchDecision::Pruned& pruned) {
   Segment& s = segments_[pruned.branch];
-  if (!s.done && s.started) {
-    const TextStream::Output rest = s.text->Finish();
-    Release(s, rest.text, static_cast<int>(s.generated.size()));
-  }
+  if (!s.done && s.started) ReleaseRest(s);
   if (!s.done) EndBranch(s, FinishReason::kPruned, "");
   s.end_reason = FinishReason::kPruned;
   std::erase(segments_[s.search].undecided, pruned.branch);

@@ -58,25 +58,22 @@ DeviceStep::DeviceStep(const Context& ctx, Llama* model, std::vector<KvLayerView
 bool DeviceStep::UploadRequests(const StepBatch& batch) {
   requests_.clear();
   for (const LogitsTask& task : batch.tasks) {
-    DeviceSampleRequest request;
+    DeviceSampleRequest& request = requests_.emplace_back();
     request.logits_row = task.logits_row;
     if (task.num_candidates > 0) {
       request.score_token = 0;
       request.top_logprobs = task.num_candidates;
-      requests_.push_back(std::move(request));
       continue;
     }
     if (task.score_token) {
       request.score_token = *task.score_token;
       request.top_logprobs = task.tree->top_logprobs(task.segment);
-      requests_.push_back(std::move(request));
       continue;
     }
     const DecodeTree::SampleRequest from = task.tree->NextSample(task.segment, task.drafted);
     request.top_logprobs = from.top_logprobs;
     if (from.forced) {
       request.score_token = *from.forced;
-      requests_.push_back(std::move(request));
       continue;
     }
     const SamplingParams& params = *from.params;
@@ -95,7 +92,6 @@ bool DeviceStep::UploadRequests(const StepBatch& batch) {
       for (const auto& tokens : from.history->prompts()) request.prompt_tokens.push_back(*tokens);
       request.generated = from.history->generated();
     }
-    requests_.push_back(std::move(request));
   }
   return sampler_.Upload(requests_);
 }

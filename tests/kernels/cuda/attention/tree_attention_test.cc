@@ -381,5 +381,44 @@ TEST(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
   std::printf("             %d replays of one graph\n", num_replays);
 }
 
+// The next step's plan is uploaded behind a step that still reads its own, rightly or wrongly.
+TEST(CudaTreeAttentionPlan, IsUploadedAhead) {
+  std::string why_not;
+  const std::unique_ptr<Context> ctx = OpenContext(DType::kBF16, &why_not);
+  if (ctx == nullptr) GTEST_SKIP() << why_not;
+  DeviceProblem problem(9, ManyLevels(16), {.num_kv_heads = 2}, &ctx->pool());
+  problem.Upload(*ctx);
+  PlanBuffers buffers(*ctx, problem.num_heads(), problem.options().head_dim);
+  TreePlanner planners[std::size(kAllVariants)];
+  const auto plan_of = [&](int i) -> const TreePlan& {
+    PlanOptions options =
+        CudaPlanOptions(*ctx, kAllVariants[i], problem.num_heads(), problem.options().num_kv_heads);
+    options.tile_rows = 16;
+    return planners[i].Plan(problem.shape(), options);
+  };
+  const int generation = buffers.generation();
+  EXPECT_FALSE(buffers.UploadAhead(plan_of(0))) << "there is no memory yet";
+  EXPECT_EQ(buffers.generation(), generation);
+  for (size_t i = 0; i < std::size(kAllVariants); ++i) ASSERT_TRUE(buffers.Upload(plan_of(i)));
+
+  Rng rng(1);
+  const auto any = [&] { return RandomInt(rng, 0, static_cast<int>(std::size(kAllVariants)) - 1); };
+  int guess = -1;
+  for (int step = 0; step < 50; ++step) {
+    const int next = guess >= 0 && RandomChance(rng, 0.7) ? guess : any();
+    SCOPED_TRACE("step " + std::to_string(step) + ", variant " + std::to_string(next));
+    if (next != guess) ASSERT_TRUE(buffers.Upload(plan_of(next)));
+    problem.Poison(*ctx, buffers, plan_of(next));
+    problem.Attend(*ctx, buffers);
+    guess = RandomChance(rng, 0.8) ? any() : -1;
+    if (guess >= 0) ASSERT_TRUE(buffers.UploadAhead(plan_of(guess)));
+    const AttentionError error = problem.ErrorOf(problem.Download(*ctx));
+    EXPECT_LE(error.relative, RelativeTolerance(DType::kBF16));
+    EXPECT_LE(error.largest, LargestTolerance(DType::kBF16));
+  }
+  const std::optional<std::string> device_error = ctx->TakeError();
+  EXPECT_FALSE(device_error.has_value()) << *device_error;
+}
+
 }  // namespace
 }  // namespace espalier

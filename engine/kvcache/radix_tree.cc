@@ -21,14 +21,6 @@ RadixTree::~RadixTree() {
 
 // ---- nodes
 
-int32_t RadixTree::IndexOf(NodeId id) const {
-  ESPALIER_CHECK(id.index >= 0);
-  ESPALIER_CHECK(id.index < static_cast<int32_t>(nodes_.size()));
-  ESPALIER_CHECK(nodes_[id.index].in_use);
-  ESPALIER_CHECK(nodes_[id.index].generation == id.generation);
-  return id.index;
-}
-
 int32_t RadixTree::NewNode() {
   int32_t index;
   if (free_nodes_.empty()) {
@@ -383,21 +375,6 @@ void RadixTree::Refresh(int32_t index) {
 }
 
 // ---- accessors
-
-NodeId RadixTree::parent(NodeId id) const {
-  const int32_t parent = Get(id).parent;
-  return parent < 0 ? NodeId{} : IdOf(parent);
-}
-
-std::span<const int32_t> RadixTree::tokens(NodeId id) const { return Get(id).tokens; }
-
-std::span<const int32_t> RadixTree::pages(NodeId id) const { return Get(id).pages; }
-
-int RadixTree::first_slot(NodeId id) const { return Get(id).first_slot; }
-
-int RadixTree::filled(NodeId id) const { return Get(id).filled; }
-
-int RadixTree::path_tokens(NodeId id) const { return Get(id).begin + Get(id).num_tokens(); }
 
 int64_t RadixTree::slot(NodeId id, int offset) const {
   const Node& node = Get(id);

@@ -30,6 +30,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "engine/kvcache/lru_heap.h"
 #include "engine/kvcache/page_pool.h"
+#include "kernels/core/check.h"
 
 namespace espalier {
 
@@ -227,5 +228,30 @@ class RadixTree {
   int num_locked_pages_ = 0;
   std::vector<std::pair<int32_t, int32_t>> to_graft_;  // scratch: subtree, parent
 };
+
+// Inline, for a step calls these several times a row.
+
+inline int32_t RadixTree::IndexOf(NodeId id) const {
+  ESPALIER_CHECK(id.index >= 0);
+  ESPALIER_CHECK(id.index < static_cast<int32_t>(nodes_.size()));
+  ESPALIER_CHECK(nodes_[id.index].in_use);
+  ESPALIER_CHECK(nodes_[id.index].generation == id.generation);
+  return id.index;
+}
+
+inline NodeId RadixTree::parent(NodeId id) const {
+  const int32_t parent = Get(id).parent;
+  return parent < 0 ? NodeId{} : IdOf(parent);
+}
+
+inline std::span<const int32_t> RadixTree::tokens(NodeId id) const { return Get(id).tokens; }
+
+inline std::span<const int32_t> RadixTree::pages(NodeId id) const { return Get(id).pages; }
+
+inline int RadixTree::first_slot(NodeId id) const { return Get(id).first_slot; }
+
+inline int RadixTree::filled(NodeId id) const { return Get(id).filled; }
+
+inline int RadixTree::path_tokens(NodeId id) const { return Get(id).begin + Get(id).num_tokens(); }
 
 }  // namespace espalier

@@ -24,6 +24,7 @@ struct Options {
   int tokens = 64;
   int live = 64;
   int repeats = 5;
+  std::string kv_dtype = "auto";
   bool exact = false;
   bool json = false;
 };
@@ -40,6 +41,7 @@ EngineConfig Config(const Options& o, Sharing sharing) {
   config.model_path = o.model;
   config.num_threads = o.threads;
   config.sharing = sharing;
+  config.kv_dtype = o.kv_dtype == "fp8" ? KvCacheDType::kFp8 : KvCacheDType::kAuto;
   config.cpu_precision = o.exact ? CpuPrecision::kF32 : CpuPrecision::kAuto;
   return config;
 }
@@ -193,6 +195,8 @@ void AddEngineCommand(CLI::App& app) {
   command->add_option("--tokens", options->tokens, "new tokens a branch");
   command->add_option("--live", options->live, "branches when the step's overhead is measured");
   command->add_option("--repeats", options->repeats, "timed runs of each case");
+  command->add_option("--kv-dtype", options->kv_dtype, "auto; fp8: E4M3 with scales")
+      ->check(CLI::IsMember({"auto", "fp8"}));
   command->add_flag("--f32", options->exact, "--cpu-precision f32");
   command->add_flag("--json", options->json, "print JSON");
   command->callback([options] { Run(*options); });

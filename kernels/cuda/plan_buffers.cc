@@ -181,20 +181,12 @@ class BlockWriter {
                  .rows = packed(entry.rows.begin) | packed(entry.rows.end) << 16,
                  .slot_rows = entry.slot_rows,
                  .row_begin = first_row};
-    const uint32_t begin = packed(entry.rows.begin);
-    const uint32_t end = packed(entry.rows.end);
-    const uint32_t some = kSomeSee * WarpBits(begin / kWarpRows, (end + kWarpRows - 1) / kWarpRows);
-    // A warp's rows may end with the partition's.
-    const bool to_end = record_->unit.num_rows * plan_.options.group_size == static_cast<int>(end);
-    const uint32_t all = entry.slot_rows >= 0
-                             ? 0
-                             : kAllSee * WarpBits((begin + kWarpRows - 1) / kWarpRows,
-                                                  (end + (to_end ? kWarpRows - 1 : 0)) / kWarpRows);
+    const uint32_t bits = SeenBits(packed(entry.rows.begin), packed(entry.rows.end), entry);
     const auto see = [&](int64_t* begin, int count, bool gathered) {
       for (int64_t at = *begin / kStageTokens; at * kStageTokens < *begin + count; ++at) {
         uint32_t& seen = stages_[at].seen;
-        seen |= some | (gathered ? kGathered : 0) | (entry.slot_rows >= 0 ? kCausal : 0);
-        seen &= all | ~kEachSeesAll;
+        seen = (seen & kEachSeesAll & bits) | ((seen | bits) & ~kEachSeesAll) |
+               (gathered ? kGathered : 0);
       }
       *begin += count;
     };
@@ -206,6 +198,16 @@ class BlockWriter {
     }
     if (in_groups > 0) see(&groups_begin_, in_groups, /*gathered=*/false);
     if (in_groups < entry.count) see(&rest_begin_, entry.count - in_groups, /*gathered=*/true);
+  }
+
+  // As PlanStage::seen, of an entry by itself, which packed rows [begin, end) see.
+  uint32_t SeenBits(uint32_t begin, uint32_t end, const PlanEntry& entry) const {
+    const auto up = [](uint32_t row) { return (row + kWarpRows - 1) / kWarpRows; };
+    const uint32_t some = kSomeSee * WarpBits(begin / kWarpRows, up(end));
+    if (entry.slot_rows >= 0) return some | kCausal;
+    // A warp's rows may end with the partition's.
+    const uint32_t num_rows = record_->unit.num_rows * plan_.options.group_size;
+    return some | kAllSee * WarpBits(up(begin), end == num_rows ? up(end) : end / kWarpRows);
   }
 
   // Of a partition's last stage.

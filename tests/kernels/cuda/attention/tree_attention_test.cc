@@ -14,6 +14,7 @@
 #include "kernels/attention/tree_plan.h"
 #include "kernels/cuda/graph_cache.h"
 #include "tests/kernels/cuda/attention/device_problem.h"
+#include "tests/support/cuda_test.h"
 
 namespace espalier {
 namespace {
@@ -328,19 +329,19 @@ TEST(CudaReferenceAttention, EqualsTheDefinition) {
   }
 }
 
+using CudaTreeAttentionGraph = testing::CudaTest;
+using CudaTreeAttentionPlan = testing::CudaTest;
+
 // A captured graph reads whatever plan is in the buffers, of whichever size, with other partitions,
 // rows and numbers of partial states than at its capture.
-TEST(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
-  std::string why_not;
-  const std::unique_ptr<Context> ctx = OpenContext(DType::kBF16, &why_not);
-  if (ctx == nullptr) GTEST_SKIP() << why_not;
-  DeviceProblem problem(9, ManyLevels(16), {.num_kv_heads = 2}, &ctx->pool());
-  problem.Upload(*ctx);
-  PlanBuffers buffers(*ctx, problem.num_heads(), problem.options().head_dim);
+TEST_F(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
+  DeviceProblem problem(9, ManyLevels(16), {.num_kv_heads = 2});
+  problem.Upload(ctx());
+  PlanBuffers buffers(ctx(), problem.num_heads(), problem.options().head_dim);
   TreePlanner planner;
   const auto plan_of = [&](AttentionVariant variant, int tile_rows) -> const TreePlan& {
     PlanOptions options =
-        CudaPlanOptions(*ctx, variant, problem.num_heads(), problem.options().num_kv_heads);
+        CudaPlanOptions(ctx(), variant, problem.num_heads(), problem.options().num_kv_heads);
     options.tile_rows = tile_rows;
     options.cost.min_piece = 1;
     return planner.Plan(problem.shape(), options);
@@ -348,12 +349,12 @@ TEST(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
   // The largest first, so that nothing moves afterwards.
   for (const AttentionVariant variant : kAllVariants) {
     ASSERT_TRUE(buffers.Upload(plan_of(variant, 4)));
-    Synchronize(*ctx);
+    Synchronize(ctx());
   }
   const int generation = buffers.generation();
-  GraphCache graphs(*ctx, 4);
+  GraphCache graphs(ctx(), 4);
   const auto run = [&] {
-    graphs.Run({.has_partials = true}, generation, [&] { problem.Attend(*ctx, buffers); });
+    graphs.Run({.has_partials = true}, generation, [&] { problem.Attend(ctx(), buffers); });
   };
   ASSERT_TRUE(buffers.Upload(plan_of(AttentionVariant::kNode, 64)));
   run();  // as it is
@@ -367,32 +368,27 @@ TEST(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
       const TreePlan& plan = plan_of(variant, tile_rows);
       ASSERT_TRUE(buffers.Upload(plan));
       ASSERT_EQ(buffers.generation(), generation);
-      problem.Poison(*ctx, buffers, plan);
+      problem.Poison(ctx(), buffers, plan);
       run();
-      const AttentionError error = problem.ErrorOf(problem.Download(*ctx));
+      const AttentionError error = problem.ErrorOf(problem.Download(ctx()));
       EXPECT_LE(error.relative, RelativeTolerance(DType::kBF16));
       EXPECT_LE(error.largest, LargestTolerance(DType::kBF16));
       ++num_replays;
     }
   }
   EXPECT_EQ(graphs.num_graphs(), 1);
-  const std::optional<std::string> device_error = ctx->TakeError();
-  EXPECT_FALSE(device_error.has_value()) << *device_error;
   std::printf("             %d replays of one graph\n", num_replays);
 }
 
 // The next step's plan is uploaded behind a step that still reads its own, rightly or wrongly.
-TEST(CudaTreeAttentionPlan, IsUploadedAhead) {
-  std::string why_not;
-  const std::unique_ptr<Context> ctx = OpenContext(DType::kBF16, &why_not);
-  if (ctx == nullptr) GTEST_SKIP() << why_not;
-  DeviceProblem problem(9, ManyLevels(16), {.num_kv_heads = 2}, &ctx->pool());
-  problem.Upload(*ctx);
-  PlanBuffers buffers(*ctx, problem.num_heads(), problem.options().head_dim);
+TEST_F(CudaTreeAttentionPlan, IsUploadedAhead) {
+  DeviceProblem problem(9, ManyLevels(16), {.num_kv_heads = 2});
+  problem.Upload(ctx());
+  PlanBuffers buffers(ctx(), problem.num_heads(), problem.options().head_dim);
   TreePlanner planners[std::size(kAllVariants)];
   const auto plan_of = [&](int i) -> const TreePlan& {
-    PlanOptions options =
-        CudaPlanOptions(*ctx, kAllVariants[i], problem.num_heads(), problem.options().num_kv_heads);
+    PlanOptions options = CudaPlanOptions(ctx(), kAllVariants[i], problem.num_heads(),
+                                          problem.options().num_kv_heads);
     options.tile_rows = 16;
     return planners[i].Plan(problem.shape(), options);
   };
@@ -408,16 +404,14 @@ TEST(CudaTreeAttentionPlan, IsUploadedAhead) {
     const int next = guess >= 0 && RandomChance(rng, 0.7) ? guess : any();
     SCOPED_TRACE("step " + std::to_string(step) + ", variant " + std::to_string(next));
     if (next != guess) ASSERT_TRUE(buffers.Upload(plan_of(next)));
-    problem.Poison(*ctx, buffers, plan_of(next));
-    problem.Attend(*ctx, buffers);
+    problem.Poison(ctx(), buffers, plan_of(next));
+    problem.Attend(ctx(), buffers);
     guess = RandomChance(rng, 0.8) ? any() : -1;
     if (guess >= 0) ASSERT_TRUE(buffers.UploadAhead(plan_of(guess)));
-    const AttentionError error = problem.ErrorOf(problem.Download(*ctx));
+    const AttentionError error = problem.ErrorOf(problem.Download(ctx()));
     EXPECT_LE(error.relative, RelativeTolerance(DType::kBF16));
     EXPECT_LE(error.largest, LargestTolerance(DType::kBF16));
   }
-  const std::optional<std::string> device_error = ctx->TakeError();
-  EXPECT_FALSE(device_error.has_value()) << *device_error;
 }
 
 }  // namespace

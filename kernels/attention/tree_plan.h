@@ -117,10 +117,6 @@ struct TreePlan {
 
   int num_rows() const { return static_cast<int>(query_of_row.size()); }
   int num_partitions() const { return static_cast<int>(partitions.size()); }
-  // Bytes of all partial states of a layer: fp32 out and lse.
-  int64_t PartialBytes(int num_heads, int head_dim) const {
-    return stats.partial_rows * num_heads * (head_dim + 1) * int64_t{sizeof(float)};
-  }
 };
 
 // Builds plans; keeps its scratch and the plan's arrays between steps. Not thread-safe.

@@ -34,6 +34,7 @@ void TreePlanner::Impl::Build(const TreeShape& shape, const PlanOptions& options
       break;
     case AttentionVariant::kDefault:
       TileBySubtree();
+      EvenOutTiles();
       ListTiles();
       ChoosePieces();
       if (options.cost.merge > 0) TakeFinerTilesInsteadOfCutting();

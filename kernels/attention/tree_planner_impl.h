@@ -45,6 +45,8 @@ struct TreePlanner::Impl {
   // Query-guided variants: tiles of rows first, then the KV that each sees.
   void TileByBranch();
   void TileBySubtree();
+  void EvenOutTiles();
+  int64_t NumHalfTiles() const;
   void AddRows(RowInterval rows, bool may_join);
   void ListTiles();
   void ListTile(RowInterval tile);
@@ -84,7 +86,8 @@ struct TreePlanner::Impl {
   std::vector<RowInterval> row_tiles;
   std::vector<Tile> tiles;
   std::vector<KvRun> tile_runs;
-  // Of the tiling to beat, while a finer one is tried.
+  // Of the tiling to beat, while another is tried.
+  std::vector<RowInterval> other_row_tiles;
   std::vector<Tile> other_tiles;
   std::vector<KvRun> other_runs;
   std::vector<RowInterval> other_slot_rows;

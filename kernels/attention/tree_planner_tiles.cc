@@ -12,6 +12,8 @@ constexpr double kGoodBalance = 0.95;
 constexpr int kSlackPart = 8;
 // With more units than this a worker, claiming them one by one balances better than cutting.
 constexpr int kManyUnitsPerWorker = 8;
+// With more tiles than this, one that differs from the others no longer counts.
+constexpr size_t kFewTiles = 8;
 
 // The pieces, at least `least`, that keep workers busy when each piece runs once a kv head.
 int64_t EvenPieces(int64_t least, int num_kv_heads, int num_workers) {
@@ -88,6 +90,44 @@ void TreePlanner::Impl::TileBySubtree() {
       ++i;
     }
   }
+}
+
+int64_t TreePlanner::Impl::NumHalfTiles() const {
+  int64_t count = 0;
+  for (const RowInterval& rows : row_tiles) {
+    count += CeilDiv(2 * int64_t{rows.end - rows.begin}, rows_per_tile);
+  }
+  return count;
+}
+
+// As many tiles with the fewest rows that the largest can have. Tiles below a node that is wider
+// than a tile are then much alike: they are cut at the same places of it, and pieces that read the
+// same KV keep in step. Where a tile that fills no more than its half would have to fill more,
+// which takes a backend twice as long, tiles stay as they are.
+void TreePlanner::Impl::EvenOutTiles() {
+  const size_t num_tiles = row_tiles.size();
+  if (num_tiles <= 1 || num_tiles > kFewTiles) return;
+  const int64_t half_tiles = NumHalfTiles();
+  const int32_t most_rows = rows_per_tile;
+  std::swap(row_tiles, other_row_tiles);
+  const auto tile_of = [&](int32_t rows) {
+    rows_per_tile = rows;
+    row_tiles.clear();
+    TileBySubtree();
+    return row_tiles.size() <= num_tiles;
+  };
+  auto enough = static_cast<int32_t>(CeilDiv(order.num_rows(), static_cast<int64_t>(num_tiles)));
+  for (int32_t most = most_rows; enough < most;) {
+    const int32_t middle = enough + (most - enough) / 2;
+    if (tile_of(middle)) {
+      most = middle;
+    } else {
+      enough = middle + 1;
+    }
+  }
+  tile_of(enough);
+  rows_per_tile = most_rows;
+  if (NumHalfTiles() > half_tiles) std::swap(row_tiles, other_row_tiles);
 }
 
 void TreePlanner::Impl::ListTiles() {

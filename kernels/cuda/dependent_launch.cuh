@@ -20,6 +20,12 @@ __device__ inline void AwaitKernelBefore() {
 #endif
 }
 
+// A load that is asked for at its place: others the compiler may put behind the wait.
+template <typename T>
+__device__ T LoadAhead(const T* from) {
+  return *const_cast<const volatile T*>(from);
+}
+
 // Launches blocks that may start while the kernel before still runs, and so await it, where
 // `overlaps` says that the device can. Not recorded by a graph that is being captured: the
 // attribute of the kernel.

@@ -251,7 +251,7 @@ struct PlanBytes {
   size_t block;
   size_t tokens;
   size_t partial_out;
-  size_t partial_lse;
+  size_t partial_weights;
 };
 
 }  // namespace
@@ -277,7 +277,7 @@ struct PlanBuffers::Impl {
   DeviceBuffer token_kv_rows;
   DeviceBuffer token_rows;
   DeviceBuffer partial_out;
-  DeviceBuffer partial_lse;
+  DeviceBuffer partial_weights;
   DeviceBuffer claims;
 
   PlanBytes BytesOf(const TreePlan& tree_plan, const BlockLayout& layout) const;
@@ -337,15 +337,15 @@ PlanBytes PlanBuffers::Impl::BytesOf(const TreePlan& tree_plan, const BlockLayou
   return {.staging = layout.bytes(),
           .block = std::max(layout.bytes(), readable),
           .tokens = most_tokens * sizeof(int32_t),
-          .partial_out = states * plan.head_dim * sizeof(float),
-          .partial_lse = states * sizeof(float)};
+          .partial_out = states * plan.head_dim * sizeof(uint16_t),
+          .partial_weights = states * sizeof(PartialWeight)};
 }
 
 bool PlanBuffers::Impl::Holds(const PlanBytes& bytes) const {
   return bytes.staging <= stagings[next_staging].memory.bytes() && bytes.block <= block.bytes() &&
          bytes.tokens <= token_kv_rows.bytes() && bytes.tokens <= token_rows.bytes() &&
-         bytes.partial_out <= partial_out.bytes() && bytes.partial_lse <= partial_lse.bytes() &&
-         !claims.empty();
+         bytes.partial_out <= partial_out.bytes() &&
+         bytes.partial_weights <= partial_weights.bytes() && !claims.empty();
 }
 
 bool PlanBuffers::Impl::Grow(const PlanBytes& bytes) {
@@ -356,7 +356,7 @@ bool PlanBuffers::Impl::Grow(const PlanBytes& bytes) {
   }
   if (!Reserve(block, bytes.block) || !Reserve(token_kv_rows, bytes.tokens) ||
       !Reserve(token_rows, bytes.tokens) || !Reserve(partial_out, bytes.partial_out) ||
-      !Reserve(partial_lse, bytes.partial_lse) || !Reserve(claims, 2 * sizeof(int32_t))) {
+      !Reserve(partial_weights, bytes.partial_weights) || !Reserve(claims, 2 * sizeof(int32_t))) {
     return false;
   }
   if (block.bytes() != block_bytes) FillDevice(ctx, block.As<void>(), 0, block.bytes());
@@ -371,8 +371,8 @@ void PlanBuffers::Impl::Write(const TreePlan& tree_plan, const BlockLayout& layo
   plan.header = block.As<PlanHeader>();
   plan.token_kv_rows = token_kv_rows.As<int32_t>();
   plan.token_rows = token_rows.As<uint32_t>();
-  plan.partial_out = partial_out.As<float>();
-  plan.partial_lse = partial_lse.As<float>();
+  plan.partial_out = partial_out.As<uint16_t>();
+  plan.partial_weights = partial_weights.As<PartialWeight>();
   plan.claims = claims.As<int32_t>();
   plan.has_partials = tree_plan.stats.partial_rows > 0;
   plan.num_kv_heads = options.num_kv_heads;

@@ -161,7 +161,8 @@ AttentionTimes MeasureVariant(const Context& ctx, AttentionVariant variant, CpuM
           .error = error,
           .kv_error = kv_error,
           .partitions = plan.num_partitions(),
-          .partial_bytes = plan.PartialBytes(problem.num_heads, problem.head_dim),
+          .partial_bytes = plan.stats.partial_rows * problem.num_heads *
+                           static_cast<int64_t>((problem.head_dim + 1) * sizeof(float)),
           .stats = plan.stats};
 }
 

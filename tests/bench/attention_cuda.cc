@@ -11,6 +11,7 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/device_rates.h"
 #include "kernels/cuda/plan_buffers.h"
+#include "kernels/cuda/tree_attention/device_plan.h"
 #include "kernels/ops.h"
 #include "kernels/runtime/device_memory.h"
 #include "kernels/weight_ops.h"
@@ -100,7 +101,9 @@ class CudaBench {
             .error = RelativeError(out, reference_),
             .kv_error = scaled() ? RelativeError(out, exact_reference_) : 0,
             .partitions = plan.num_partitions(),
-            .partial_bytes = plan.PartialBytes(problem_.num_heads, problem_.head_dim),
+            .partial_bytes =
+                plan.stats.partial_rows * problem_.num_heads *
+                static_cast<int64_t>(problem_.head_dim * sizeof(uint16_t) + sizeof(PartialWeight)),
             .stats = plan.stats};
   }
 

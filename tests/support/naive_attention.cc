@@ -44,7 +44,7 @@ double LoadAs(DType dtype, int64_t element, const std::vector<std::byte>& bytes)
 }
 
 KvMemory::KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_dim, DType dtype,
-                   float unseen) {
+                   float unseen, float v_magnitude) {
   view_ = {.k = nullptr,
            .v = nullptr,
            .num_pages = forest.num_pages,
@@ -74,12 +74,12 @@ KvMemory::KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_di
     for (int head = 0; head < num_kv_heads; ++head) {
       for (int d = 0; d < head_dim; ++d) {
         const int64_t element = view_.Offset(slot, head) + d;
-        const auto store = [&](float head_scale, std::vector<std::byte>* bytes) {
-          const float value = seen[slot] ? normal(rng) / head_scale : unseen;
+        const auto store = [&](float magnitude, float head_scale, std::vector<std::byte>* bytes) {
+          const float value = seen[slot] ? magnitude * normal(rng) / head_scale : unseen;
           return StoreAs(dtype, value, element, bytes) * head_scale;
         };
-        k_values_[element] = store(k_scales_[head], &k_bytes_);
-        v_values_[element] = store(v_scales_[head], &v_bytes_);
+        k_values_[element] = store(1, k_scales_[head], &k_bytes_);
+        v_values_[element] = store(v_magnitude, v_scales_[head], &v_bytes_);
       }
     }
   }

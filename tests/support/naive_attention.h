@@ -18,11 +18,12 @@ double StoreAs(DType dtype, float value, int64_t element, std::vector<std::byte>
 double LoadAs(DType dtype, int64_t element, const std::vector<std::byte>& bytes);
 
 // One layer's K and V. Slots that some query sees hold normal values, rounded to the dtype; all
-// others hold `unseen`. With kE4M3 heads have scales of their own, all well away from 1.
+// others hold `unseen`. With kE4M3 heads have scales of their own, all well away from 1. V's values
+// are `v_magnitude` times normal ones.
 class KvMemory {
  public:
   KvMemory(Rng& rng, const Forest& forest, int num_kv_heads, int head_dim, DType dtype,
-           float unseen = std::numeric_limits<float>::quiet_NaN());
+           float unseen = std::numeric_limits<float>::quiet_NaN(), float v_magnitude = 1);
 
   KvLayerView view();
   // The value, with its scale. `element` is an offset of KvLayerView::Offset plus a dimension.

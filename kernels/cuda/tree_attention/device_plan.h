@@ -82,6 +82,11 @@ struct PlanMergeRow {
   int32_t partials_at;  // word of its first partial state's index
 };
 
+struct alignas(8) PartialWeight {
+  float lse;    // log2 of the denominator
+  float scale;  // a power of two close to the row's largest output
+};
+
 struct alignas(64) PlanHeader {
   int32_t num_partitions;
   int32_t num_merge_rows;
@@ -93,9 +98,10 @@ struct DevicePlan {
   const PlanHeader* header = nullptr;      // followed by [num_partitions] PlanRecord
   const int32_t* token_kv_rows = nullptr;  // [tokens] as PlanEntryRecord::kv_row, kWholeGroup
   const uint32_t* token_rows = nullptr;    // [tokens] as PlanEntryRecord::rows
-  float* partial_out = nullptr;            // [partial_rows, num_heads, head_dim], normalised
-  float* partial_lse = nullptr;            // [partial_rows, num_heads], log2 of the denominator
-  int32_t* claims = nullptr;               // [2] units claimed, workers done; zero between launches
+  // Partial states: outputs, normalised, in units of their row's scale, and what belongs to a row.
+  uint16_t* partial_out = nullptr;           // [partial_rows, num_heads, head_dim] fp16
+  PartialWeight* partial_weights = nullptr;  // [partial_rows, num_heads]
+  int32_t* claims = nullptr;  // [2] units claimed, workers done; zero between launches
 
   // What the plan in place is, and was made for.
   bool runs_on_hopper = false;  // by the kernel that needs sm_90a

@@ -352,8 +352,8 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
     const WarpTile tile = TileOfWarp(group, warp % 4);
     UnitStages stages(block.ring, block.shared + layout.rows, Uniform(unit.partition.num_stages),
                       &place);
-    const RowTargets targets(p, unit, tile);
-    LoadQueries<T, Kv, kHeadDim>(p, unit, tile, room);
+    const WarpRows of_warp(p, unit, tile);
+    LoadQueries<T, Kv, kHeadDim>(p, unit, of_warp, room);
     QueriesCame(block, &first_queries);
     RowsInFlight<ProductType<T, Kv>, kHeadDim> rows(
         block, SharedAddress(block.shared + Shares<Kv, kHeadDim>::OnesAt()), group, tile, room,
@@ -363,7 +363,7 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
       MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile,
                           &rows.state());
     }
-    if (tile.way == 0) StoreRows<T>(p, targets, ValueScale<Kv>(p, unit), rows.state());
+    if (tile.way == 0) StoreRows<T>(p, of_warp, ValueScale<Kv>(p, unit), rows.state());
     LeaveUnit(block, &slot);
   }
 }
@@ -373,13 +373,14 @@ template <typename Tile>
 __device__ void Produce(const BlockState& block, const Ring& ring, const AttentionArguments& p,
                         const CUtensorMap& keys, const CUtensorMap& values, int index) {
   const bool is_key = index < 2;
-  TensorStream<Tile> stream(
-      ring, SharedAddress(&block.barriers->queries), p, is_key ? keys : values, is_key,
-      /*first_token=*/index % 2 * kWarpTokens, static_cast<int>(blockIdx.x) / p.plan.num_kv_heads);
+  const Unit first = UnitAt(p, static_cast<int>(blockIdx.x));
+  TensorStream<Tile> stream(ring, SharedAddress(&block.barriers->queries), p,
+                            is_key ? keys : values, is_key,
+                            /*first_token=*/index % 2 * kWarpTokens, first.index);
   __syncthreads();
   LetDependentsStart();
   if (index == 0) {
-    ClaimUnits(block, p, stream);
+    ClaimUnits(block, p, first, stream);
   } else {
     FollowUnits(block, stream);
   }

@@ -90,41 +90,42 @@ __device__ uint4 ScaledHalves(const uint4& activations, float scale) {
                     Pack<__half>(x[6], x[7]));
 }
 
-// Query index and query head of a packed row.
-struct RowPlace {
-  __device__ RowPlace(const AttentionArguments& p, const Unit& unit, int row) {
+// A warp's rows: lane i has that of row i % 16. Indices are of rows of head_dim elements.
+struct WarpRows {
+  __device__ WarpRows(const AttentionArguments& p, const Unit& unit, const WarpTile& tile) {
+    const int row = tile.row_begin + static_cast<int>(threadIdx.x) % kWarpRows;
+    if (row >= tile.row_end) return;
     const auto* words = reinterpret_cast<const int32_t*>(p.plan.header);
-    index = row * p.plan.group_inverse >> 16;
-    head = (unit.kv_head - index) * p.plan.group_size + row;
-    query = __ldg(words + unit.partition.queries_at + index);
+    const int index = row * p.plan.group_inverse >> 16;  // of the query within the partition
+    const int head = (unit.kv_head - index) * p.plan.group_size + row;
+    const int query = LoadAhead(words + unit.partition.queries_at + index);
+    target = LoadAhead(words + unit.partition.targets_at + index);
+    query_row = query * p.plan.num_heads + head;
+    out_row = target >= 0 ? target * p.plan.num_heads + head : query_row;
   }
-  __device__ int64_t OutRow(const AttentionArguments& p) const {
-    return int64_t{query} * p.plan.num_heads + head;
-  }
-  int index;  // of the query within the partition
-  int head;
-  int query;
+  int query_row = -1;             // of Q; -1: there is no row
+  int target = kTargetUntouched;  // as TreePlan::row_targets
+  int out_row = 0;                // of the output, or of the partial states
 };
 
 // Brings the warp's rows of Q to shared memory; absent rows are zeros.
 template <typename T, typename Kv, int kHeadDim>
-__device__ void LoadQueries(const AttentionArguments& p, const Unit& unit, const WarpTile& tile,
+__device__ void LoadQueries(const AttentionArguments& p, const Unit& unit, const WarpRows& of_warp,
                             uint32_t queries) {
   using G = Geometry<kHeadDim>;
   constexpr int kRowsAtOnce = 32 / G::kChunks;
   constexpr int kTimes = kWarpRows / kRowsAtOnce;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int chunk = lane % G::kChunks;
-  int64_t from[kTimes];  // all at once: each is a miss
+  int from[kTimes];
 #pragma unroll
   for (int i = 0; i < kTimes; ++i) {
-    const int row = tile.row_begin + i * kRowsAtOnce + lane / G::kChunks;
-    from[i] = row < tile.row_end ? RowPlace(p, unit, row).OutRow(p) : -1;
+    from[i] = __shfl_sync(0xffffffff, of_warp.query_row, i * kRowsAtOnce + lane / G::kChunks);
   }
   const auto to = [&](int i) {
     return queries + RowTile<kHeadDim>::Offset(i * kRowsAtOnce + lane / G::kChunks, chunk);
   };
-  const T* q = static_cast<const T*>(p.q) + chunk * 8;
+  const auto* q = static_cast<const uint4*>(p.q) + chunk;
   if constexpr (std::is_same_v<Kv, E4M3>) {
     const float scale = p.scale_log2 * __ldg(p.k_scale + unit.kv_head);
     AwaitKernelBefore();
@@ -132,7 +133,7 @@ __device__ void LoadQueries(const AttentionArguments& p, const Unit& unit, const
 #pragma unroll
     for (int i = 0; i < kTimes; ++i) {
       rows[i] = make_uint4(0, 0, 0, 0);
-      if (from[i] >= 0) rows[i] = *reinterpret_cast<const uint4*>(q + from[i] * kHeadDim);
+      if (from[i] >= 0) rows[i] = q[int64_t{from[i]} * G::kChunks];
     }
 #pragma unroll
     for (int i = 0; i < kTimes; ++i) StoreShared(to(i), ScaledHalves<T>(rows[i], scale));
@@ -140,7 +141,7 @@ __device__ void LoadQueries(const AttentionArguments& p, const Unit& unit, const
     AwaitKernelBefore();
 #pragma unroll
     for (int i = 0; i < kTimes; ++i) {
-      CopyAsync16(to(i), q + max(from[i], int64_t{0}) * kHeadDim, from[i] < 0 ? 0 : 16);
+      CopyAsync16(to(i), q + int64_t{max(from[i], 0)} * G::kChunks, from[i] < 0 ? 0 : 16);
     }
     WaitForCopies();
   }
@@ -335,63 +336,68 @@ __device__ inline void TransposeQuad(uint32_t (&x)[4]) {
   }
 }
 
-// Where a lane's rows g and g + 8 go.
-struct RowTargets {
-  __device__ RowTargets(const AttentionArguments& p, const Unit& unit, const WarpTile& tile) {
-    const auto* words = reinterpret_cast<const int32_t*>(p.plan.header);
+// A power of two that is at most x and more than half of it, as far as it and its inverse are well
+// within fp32. Of NaN, any.
+__device__ inline float PowerOfTwoOf(float x) {
+  const float bounded = fminf(fmaxf(x, 0x1p-100f), 0x1p126f);
+  return __uint_as_float(__float_as_uint(bounded) & 0x7f800000);
+}
+
+// The largest of a row's outputs by magnitude, of rows [half * 8, half * 8 + 8) a quad of lanes
+// each.
+template <int kHeadDim>
+__device__ float LargestOutput(const WarpState<kHeadDim>& state, int half) {
+  float largest = 0;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = tile.row_begin + half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
-      target[half] = kTargetUntouched;
-      out_row[half] = 0;
-      if (row >= tile.row_end) continue;
-      const RowPlace place(p, unit, row);
-      target[half] = __ldg(words + unit.partition.targets_at + place.index);
-      const int of = target[half] >= 0 ? target[half] : place.query;
-      out_row[half] = int64_t{of} * p.plan.num_heads + place.head;
-    }
+  for (const auto& tile : state.out) {
+    largest = fmaxf(largest, fmaxf(fabsf(tile[half * 2]), fabsf(tile[half * 2 + 1])));
   }
-  int target[2];
-  int64_t out_row[2];  // of the output, or of the partial states
-};
+  largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
+  return fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
+}
+
+// Writes outputs, times `factor`, to rows of T: of four neighbouring accumulators a lane takes one,
+// eight columns, 16 bytes. Whole warp; `stores` says whether the lane's row is one of those.
+template <typename T, int kHeadDim>
+__device__ void StoreOutputs(const WarpState<kHeadDim>& state, int half, float factor, bool stores,
+                             T* row) {
+  row += threadIdx.x % 4 * 8;
+#pragma unroll
+  for (int i = 0; i < Geometry<kHeadDim>::kOutTiles; i += 4) {
+    uint32_t packed[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float(&tile)[4] = state.out[i + j];
+      packed[j] = Pack<T>(tile[half * 2] * factor, tile[half * 2 + 1] * factor);
+    }
+    TransposeQuad(packed);
+    if (!stores) continue;
+    *reinterpret_cast<uint4*>(row + i * 8) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+  }
+}
 
 // Divides, and writes the warp's rows to the output or to their partial states. Whole warp.
 template <typename T, int kHeadDim>
-__device__ void StoreRows(const AttentionArguments& p, const RowTargets& targets, float value_scale,
+__device__ void StoreRows(const AttentionArguments& p, const WarpRows& of_warp, float value_scale,
                           const WarpState<kHeadDim>& state) {
-  using G = Geometry<kHeadDim>;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    const int row = half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
+    const int target = __shfl_sync(0xffffffff, of_warp.target, row);
+    const int64_t out_row = __shfl_sync(0xffffffff, of_warp.out_row, row);
     const float sum = QuadSum(state.sum[half]);
-    const int target = targets.target[half];
-    const int64_t out_row = targets.out_row[half];
     const float factor = value_scale / sum;
-    if (target >= 0) {
-      float* out = p.plan.partial_out + out_row * kHeadDim + lane % 4 * 2;
-#pragma unroll
-      for (int i = 0; i < G::kOutTiles; ++i) {
-        *reinterpret_cast<float2*>(out + i * 8) =
-            make_float2(state.out[i][half * 2] * factor, state.out[i][half * 2 + 1] * factor);
+    if (__any_sync(0xffffffff, target >= 0)) {
+      const float scale = PowerOfTwoOf(LargestOutput(state, half) * factor);
+      StoreOutputs(state, half, factor / scale, target >= 0,
+                   reinterpret_cast<__half*>(p.plan.partial_out) + out_row * kHeadDim);
+      if (target >= 0 && threadIdx.x % 4 == 0) {
+        p.plan.partial_weights[out_row] = {.lse = state.highest[half] + log2f(sum), .scale = scale};
       }
-      if (lane % 4 == 0) p.plan.partial_lse[out_row] = state.highest[half] + log2f(sum);
     }
-    if (!__any_sync(0xffffffff, target == kTargetDirect)) continue;
-    // Of four neighbouring accumulators a lane takes one, eight columns: 16 bytes.
-    T* out = static_cast<T*>(p.out) + out_row * kHeadDim + lane % 4 * 8;
-#pragma unroll
-    for (int i = 0; i < G::kOutTiles; i += 4) {
-      uint32_t packed[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        packed[j] =
-            Pack<T>(state.out[i + j][half * 2] * factor, state.out[i + j][half * 2 + 1] * factor);
-      }
-      TransposeQuad(packed);
-      if (target == kTargetDirect) {
-        *reinterpret_cast<uint4*>(out + i * 8) =
-            make_uint4(packed[0], packed[1], packed[2], packed[3]);
-      }
+    if (__any_sync(0xffffffff, target == kTargetDirect)) {
+      StoreOutputs(state, half, factor, target == kTargetDirect,
+                   static_cast<T*>(p.out) + out_row * kHeadDim);
     }
   }
 }

@@ -100,7 +100,7 @@ __device__ void Consume(const BlockState& block, const AttentionArguments& p) {
     const Unit& unit = AwaitUnit(block, slot);
     if (unit.kv_head < 0) break;
     const WarpTile tile = TileOfWarp(warp, unit.partition.num_rows * group);
-    LoadQueries<T, Kv, kHeadDim>(p, unit, tile, queries);
+    LoadQueries<T, Kv, kHeadDim>(p, unit, WarpRows(p, unit, tile), queries);
     QueriesCame(block, &first_queries);
     WarpState<kHeadDim> state = {};
     state.highest[0] = state.highest[1] = kNever;
@@ -129,7 +129,7 @@ __device__ void Consume(const BlockState& block, const AttentionArguments& p) {
     if (tile.ways > 1) {
       MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile, &state);
     }
-    if (tile.way == 0) StoreRows<T>(p, RowTargets(p, unit, tile), ValueScale<Kv>(p, unit), state);
+    if (tile.way == 0) StoreRows<T>(p, WarpRows(p, unit, tile), ValueScale<Kv>(p, unit), state);
     LeaveUnit(block, &slot);
   }
 }
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads<Kv>, 1)
   };
   if (index == 0) {
     auto keys = stream(/*is_key=*/true);
-    ClaimUnits(block, p, keys);
+    ClaimUnits(block, p, UnitAt(p, static_cast<int>(blockIdx.x)), keys);
   } else {
     auto other = stream(/*is_key=*/kProducers<Kv> > 2 && index < kProducers<Kv> / 2);
     FollowUnits(block, other);

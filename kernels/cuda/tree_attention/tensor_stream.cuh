@@ -31,17 +31,16 @@ constexpr uint32_t kAllGroups = 0x01010101;  // the first lane of each
 class RowsAhead {
  public:
   // Takes what a partition's record says of its first stages. `first_token` is the warp's first of
-  // a stage.
+  // a stage. (By loads that stay where they are, unlike those of what never changes.)
   __device__ void Start(const AttentionArguments& p, int partition, int first_token) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const PlanRecord& record = RecordOf(p, partition);
-    num_known_ = __ldg(&record.num_start_stages);
+    num_known_ = record.num_start_stages;
 #pragma unroll
     for (int i = 0; i < kStartStages; ++i) {
       ahead_[i] = 0;
       if (lane % kGroupTokens != 0) continue;
-      ahead_[i] =
-          __ldg(record.group_kv_rows + (i * kStageTokens + first_token + lane) / kGroupTokens);
+      ahead_[i] = record.group_kv_rows[(i * kStageTokens + first_token + lane) / kGroupTokens];
     }
   }
 
@@ -80,7 +79,7 @@ struct UnitLists {
         stages(reinterpret_cast<const PlanStage*>(reinterpret_cast<const int32_t*>(p.plan.header) +
                                                   unit.partition.stages_at)),
         side(static_cast<const std::byte*>(is_key ? p.k : p.v)),
-        brings_rows(is_key && first_token == 0) {}
+        brings_rows(!is_key && first_token == 0) {}
   int num_stages;
   int head_row;  // KV row of the kv head's first slot in page 0
   const int32_t* kv_rows;

@@ -151,6 +151,16 @@ __device__ inline const PlanRecord& RecordOf(const AttentionArguments& p, int pa
   return reinterpret_cast<const PlanRecord*>(p.plan.header + 1)[partition];
 }
 
+// Asked for before it is known whether there is one: PlanBuffers leaves room to read so far.
+__device__ inline Unit UnitAt(const AttentionArguments& p, int index) {
+  const int partition = index / p.plan.num_kv_heads;
+  const PlanUnit unit = RecordOf(p, partition).unit;
+  const bool exists = partition < p.plan.header->num_partitions;
+  return {.partition = unit,
+          .index = partition,
+          .kv_head = exists ? index - partition * p.plan.num_kv_heads : -1};
+}
+
 // The next unit. It stays in shared memory, rather than in registers, until the warp leaves it.
 __device__ inline const Unit& AwaitUnit(const BlockState& block, const RingPlace& slot) {
   BarrierWait(SharedAddress(&block.barriers->unit_full[slot.at]), slot.lap);
@@ -185,20 +195,16 @@ __device__ inline void PrefetchTokensAhead(const int32_t* kv_rows, const uint32_
   PrefetchToL2(lane < 2 ? static_cast<const void*>(kv_rows + token) : token_rows + token);
 }
 
-// Claims units, hands them to the other warps and fills stages from each. One warp of a block.
-// Units and token lists were there before any kernel of the step began, and so was KV that is not
-// kWrittenNow: `stream` may copy these before the kernel before has ended.
+// Claims units, hands them to the other warps and fills stages from each; `unit` is the block's
+// first, UnitAt its index. One warp of a block. Units and token lists were there before any kernel
+// of the step began, and so was KV that is not kWrittenNow: `stream` may copy these before the
+// kernel before has ended.
 template <typename Stream>
-__device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p, Stream& stream) {
+__device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p, Unit unit,
+                           Stream& stream) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int num_units = p.plan.header->num_partitions * p.plan.num_kv_heads;
   RingPlace slot;
-  for (int index = static_cast<int>(blockIdx.x);;) {
-    // Asked for before it is known whether there is one: PlanBuffers leaves room to read so far.
-    const int partition = index / p.plan.num_kv_heads;
-    const Unit unit = {.partition = RecordOf(p, partition).unit,
-                       .index = partition,
-                       .kv_head = index < num_units ? index % p.plan.num_kv_heads : -1};
+  while (true) {
     BarrierWait(SharedAddress(&block.barriers->unit_empty[slot.at]), slot.lap ^ 1);
     if (lane == 0) {
       block.units[slot.at] = unit;
@@ -211,7 +217,7 @@ __device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p,
     AwaitKernelBefore();
     int claimed = 0;
     if (lane == 0) claimed = atomicAdd(&p.plan.claims[0], 1);
-    index = static_cast<int>(gridDim.x) + __shfl_sync(0xffffffff, claimed, 0);
+    unit = UnitAt(p, static_cast<int>(gridDim.x) + __shfl_sync(0xffffffff, claimed, 0));
   }
   AwaitKernelBefore();  // a block without a unit has not yet
   // The last block to get here has seen every claim made: the next launch starts from zero.

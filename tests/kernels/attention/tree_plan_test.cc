@@ -140,6 +140,47 @@ TEST(TreePlanVariants, DefaultTakesFinerTilesWhereThatIsCheaperThanCutting) {
   EXPECT_EQ(cut.stats.read_kv_tokens, 8 * 20000 + 256 * 32);
 }
 
+// Rows of the tiles of a root with `width` leaves, in order.
+std::vector<int> DefaultTiles(int width, int tile_rows) {
+  TreePlanner planner;
+  const TreePlan& plan = planner.Plan(FewShot(10, width, 1), {.tile_rows = tile_rows});
+  std::vector<int> tiles;
+  for (const PlanPartition& partition : plan.partitions) {
+    tiles.push_back(partition.rows.end - partition.rows.begin);
+  }
+  return tiles;
+}
+
+TEST(TreePlanVariants, DefaultEvensOutFewTilesThatNeedNoMoreHalves) {
+  EXPECT_EQ(DefaultTiles(50, 32), (std::vector<int>{25, 25}));
+  EXPECT_EQ(DefaultTiles(48, 32), (std::vector<int>{32, 16})) << "3 halves are less than 4";
+  int num_evened = 0;
+  for (int tile_rows = 2; tile_rows <= 64; tile_rows += 2) {
+    for (int width = 1; width <= 4 * tile_rows; ++width) {
+      SCOPED_TRACE(std::to_string(width) + " in tiles of " + std::to_string(tile_rows));
+      const auto halves = [&](const std::vector<int>& tiles) {
+        int count = 0;
+        for (const int rows : tiles) count += rows * 2 > tile_rows ? 2 : 1;
+        return count;
+      };
+      const auto tiles_of = [&](int most) {
+        std::vector<int> tiles;
+        for (int left = width; left > 0; left -= most) tiles.push_back(std::min(left, most));
+        return tiles;
+      };
+      std::vector<int> expected = tiles_of(tile_rows);
+      const int num_tiles = static_cast<int>(expected.size());
+      const std::vector<int> even = tiles_of((width + num_tiles - 1) / num_tiles);
+      if (halves(even) <= halves(expected)) {
+        num_evened += even != expected;
+        expected = even;
+      }
+      ASSERT_EQ(DefaultTiles(width, tile_rows), expected);
+    }
+  }
+  EXPECT_GT(num_evened, 1000);
+}
+
 TEST(TreePlanVariants, FlattenCutsEqualBlocks) {
   const TreeShape shape = FewShot(1000, 20, 50);
   TreePlanner planner;

@@ -37,7 +37,7 @@ DeviceProblem::DeviceProblem(uint64_t seed, Forest forest, const DeviceProblemOp
     : forest_(std::move(forest)), options_(options) {
   Rng rng(seed);
   kv_ = std::make_unique<KvMemory>(rng, forest_, options_.num_kv_heads, options_.head_dim,
-                                   options_.kv_dtype(), options_.unseen);
+                                   options_.kv_dtype(), options_.unseen, options_.v_spread);
   std::normal_distribution<float> normal(0.0f, options_.q_spread);
   const int64_t elements = int64_t{shape().num_queries()} * num_heads() * options_.head_dim;
   std::vector<float> q(elements);
@@ -92,8 +92,8 @@ void DeviceProblem::Poison(const Context& ctx, const PlanBuffers& buffers,
   constexpr int kNan = 0xff;  // in every byte
   const size_t states = plan.stats.partial_rows * num_heads();
   const DevicePlan& device_plan = buffers.device_plan();
-  FillDevice(ctx, device_plan.partial_out, kNan, states * options_.head_dim * sizeof(float));
-  FillDevice(ctx, device_plan.partial_lse, kNan, states * sizeof(float));
+  FillDevice(ctx, device_plan.partial_out, kNan, states * options_.head_dim * sizeof(uint16_t));
+  FillDevice(ctx, device_plan.partial_weights, kNan, states * sizeof(PartialWeight));
   FillDevice(ctx, out_device_.As<void>(), kNan, out_bytes());
 }
 

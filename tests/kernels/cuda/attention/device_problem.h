@@ -28,7 +28,8 @@ struct DeviceProblemOptions {
   int group_size = 4;
   int num_kv_heads = 2;
   float unseen = 0;    // what slots that no query sees hold
-  float q_spread = 1;  // standard deviation of q
+  float q_spread = 1;  // standard deviations of q and v
+  float v_spread = 1;
 
   DType kv_dtype() const { return e4m3_kv ? DType::kE4M3 : dtype; }
 };

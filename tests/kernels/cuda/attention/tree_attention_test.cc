@@ -329,6 +329,28 @@ TEST(CudaReferenceAttention, EqualsTheDefinition) {
   }
 }
 
+// bf16 goes far beyond fp16, which partial states are of.
+using CudaTreeAttentionPartials = testing::CudaTest;
+TEST_F(CudaTreeAttentionPartials, HoldValuesOfAnyMagnitude) {
+  for (const float v_spread : {0x1p-90f, 0x1p-20f, 0x1p20f, 0x1p100f}) {
+    SCOPED_TRACE(v_spread);
+    DeviceProblem problem(10, ManyLevels(16), {.num_kv_heads = 1, .v_spread = v_spread});
+    problem.Upload(ctx());
+    for (const AttentionKernel kernel : {AttentionKernel::kBest, AttentionKernel::kPortable}) {
+      PlanBuffers buffers(ctx(), problem.num_heads(), problem.options().head_dim, kernel);
+      PlanOptions options =
+          CudaPlanOptions(ctx(), AttentionVariant::kFlatten, problem.num_heads(), 1, kernel);
+      TreePlanner planner;
+      const TreePlan& plan = planner.Plan(problem.shape(), options);
+      ASSERT_GT(plan.stats.partial_rows, 0);
+      ASSERT_TRUE(buffers.Upload(plan));
+      problem.Poison(ctx(), buffers, plan);
+      problem.Attend(ctx(), buffers);
+      EXPECT_LE(problem.ErrorOf(problem.Download(ctx())).relative, RelativeTolerance(DType::kBF16));
+    }
+  }
+}
+
 using CudaTreeAttentionGraph = testing::CudaTest;
 using CudaTreeAttentionPlan = testing::CudaTest;
 

@@ -20,7 +20,7 @@ constexpr size_t kLeastBytes = 64 << 10;
 // that all 128 rows see takes 1.43 times as long as one that few rows see, for which the memory
 // alone counts. Hopper's: the rows hardly count.
 constexpr int kTokenCostPortable = 288;
-constexpr int kTokenCostHopper = 1000;
+constexpr int kTokenCostHopper = 4000;
 // Two stages seen by few rows. A smaller piece is not worth its start and its partial states.
 constexpr int64_t kLeastPieceTokens = 128;
 // Of few rows, in 7 us: what passes between the end of the attention and that of the merge.
@@ -378,6 +378,10 @@ void PlanBuffers::Impl::Write(const TreePlan& tree_plan, const BlockLayout& layo
   plan.num_kv_heads = options.num_kv_heads;
   plan.group_size = options.group_size;
   plan.group_inverse = 65536 / options.group_size + 1;
+  plan.kv_heads_inverse = (uint64_t{1} << 32) / options.num_kv_heads + 1;
+  ESPALIER_CHECK((tree_plan.num_partitions() + ctx.cuda().num_sms + int64_t{1}) *
+                     options.num_kv_heads * options.num_kv_heads <
+                 int64_t{1} << 32);
   plan.page_size = tree_plan.page_size;
   plan.num_pages = tree_plan.num_pages;
 

@@ -29,6 +29,9 @@ __device__ inline void StoreShared(uint32_t to, const uint4& value) {
                "r"(value.z), "r"(value.w)
                : "memory");
 }
+__device__ inline void StoreShared(uint32_t to, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+}
 
 // What caches are to do with lines that a copy brings in.
 __device__ inline uint64_t EvictFirst() {

@@ -110,6 +110,7 @@ struct DevicePlan {
   int num_kv_heads = 0;
   int group_size = 0;     // query heads a kv head
   int group_inverse = 0;  // row * group_inverse >> 16 is row / group_size, for a partition's rows
+  uint64_t kv_heads_inverse = 0;  // unit * kv_heads_inverse >> 32 is unit / num_kv_heads
   int head_dim = 0;
   int page_size = 0;
   int num_pages = 0;

@@ -363,7 +363,7 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
       MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile,
                           &rows.state());
     }
-    if (tile.way == 0) StoreRows<T>(p, of_warp, ValueScale<Kv>(p, unit), rows.state());
+    if (tile.way == 0) StoreRows<T>(p, of_warp, ValueScale<Kv>(p, unit), rows.state(), room);
     LeaveUnit(block, &slot);
   }
 }
@@ -376,8 +376,9 @@ __device__ void Produce(const BlockState& block, const Ring& ring, const Attenti
   const Unit first = UnitAt(p, static_cast<int>(blockIdx.x));
   TensorStream<Tile> stream(ring, SharedAddress(&block.barriers->queries), p,
                             is_key ? keys : values, is_key,
-                            /*first_token=*/index % 2 * kWarpTokens, first.index);
+                            /*first_token=*/index % 2 * kWarpTokens, first);
   __syncthreads();
+  stream.Start(first);
   LetDependentsStart();
   if (index == 0) {
     ClaimUnits(block, p, first, stream);
@@ -401,7 +402,7 @@ __global__ void __launch_bounds__((Shares<Kv, kHeadDim>::kThreads), 1)
   const Ring narrow = NarrowLayout<kHeadDim>::RingAt(SharedAddress(shared) + Mine::NarrowAt());
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (warp < kConsumers) {
-    if (threadIdx.x == 0) {
+    if (warp == 0) {
       InitBarriers(block, kConsumers, kProducers, Mine::kWideners);
       if constexpr (Mine::kWidens) InitRing(narrow, kProducers * 32, Mine::kWideners);
     }

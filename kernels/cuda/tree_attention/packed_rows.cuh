@@ -283,10 +283,10 @@ template <int kHeadDim>
 __device__ void MergeWays(float* room, const WarpTile& tile, WarpState<kHeadDim>* state) {
   using G = Geometry<kHeadDim>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int tiles = kConsumers / tile.ways;
+  const int tiles = kConsumers >> (__ffs(tile.ways) - 1);
   ConsumerSync();  // the room is that of the queries
   for (int half = tile.ways / 2; half > 0; half /= 2) {
-    const int slot = tile.way % half * tiles + tile.row_begin / kWarpRows;
+    const int slot = (tile.way & (half - 1)) * tiles + tile.row_begin / kWarpRows;
     float* at = room + slot * WarpState<kHeadDim>::kFloats * 32 + lane;
     if (tile.way >= half && tile.way < 2 * half) {
 #pragma unroll
@@ -320,86 +320,101 @@ __device__ void MergeWays(float* room, const WarpTile& tile, WarpState<kHeadDim>
   }
 }
 
-// Lane t of each quad gives its words x[0..3] and gets word t of its neighbours 0..3.
-__device__ inline void TransposeQuad(uint32_t (&x)[4]) {
-  const bool odd = threadIdx.x % 2 != 0;
-  const bool upper = threadIdx.x % 4 >= 2;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t got = __shfl_xor_sync(0xffffffff, odd ? x[i] : x[i + 1], 1);
-    (odd ? x[i] : x[i + 1]) = got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t got = __shfl_xor_sync(0xffffffff, upper ? x[i] : x[i + 2], 2);
-    (upper ? x[i] : x[i + 2]) = got;
-  }
-}
-
 // A power of two that is at most x and more than half of it, as far as it and its inverse are well
 // within fp32. Of NaN, any.
 __device__ inline float PowerOfTwoOf(float x) {
   const float bounded = fminf(fmaxf(x, 0x1p-100f), 0x1p126f);
   return __uint_as_float(__float_as_uint(bounded) & 0x7f800000);
 }
+__device__ inline float InverseOf(float power_of_two) {
+  return __uint_as_float(0x7f000000 - __float_as_uint(power_of_two));
+}
 
-// The largest of a row's outputs by magnitude, of rows [half * 8, half * 8 + 8) a quad of lanes
-// each.
+// The largest output by magnitude of a lane's rows.
 template <int kHeadDim>
-__device__ float LargestOutput(const WarpState<kHeadDim>& state, int half) {
-  float largest = 0;
+__device__ void LargestOutputs(const WarpState<kHeadDim>& state, float (&largest)[2]) {
+  largest[0] = largest[1] = 0;
 #pragma unroll
   for (const auto& tile : state.out) {
-    largest = fmaxf(largest, fmaxf(fabsf(tile[half * 2]), fabsf(tile[half * 2 + 1])));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) largest[j / 2] = fmaxf(largest[j / 2], fabsf(tile[j]));
   }
-  largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
-  return fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
-}
-
-// Writes outputs, times `factor`, to rows of T: of four neighbouring accumulators a lane takes one,
-// eight columns, 16 bytes. Whole warp; `stores` says whether the lane's row is one of those.
-template <typename T, int kHeadDim>
-__device__ void StoreOutputs(const WarpState<kHeadDim>& state, int half, float factor, bool stores,
-                             T* row) {
-  row += threadIdx.x % 4 * 8;
 #pragma unroll
-  for (int i = 0; i < Geometry<kHeadDim>::kOutTiles; i += 4) {
-    uint32_t packed[4];
+  for (int mask = 1; mask < 4; mask *= 2) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float(&tile)[4] = state.out[i + j];
-      packed[j] = Pack<T>(tile[half * 2] * factor, tile[half * 2 + 1] * factor);
-    }
-    TransposeQuad(packed);
-    if (!stores) continue;
-    *reinterpret_cast<uint4*>(row + i * 8) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+    for (float& x : largest) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, mask));
   }
 }
 
-// Divides, and writes the warp's rows to the output or to their partial states. Whole warp.
+// Rounds outputs, times `factor`, to T, and writes them to shared memory: of a lane's rows those
+// that are `wanted`, into the RowTile at `room`.
 template <typename T, int kHeadDim>
-__device__ void StoreRows(const AttentionArguments& p, const WarpRows& of_warp, float value_scale,
-                          const WarpState<kHeadDim>& state) {
+__device__ void StageOutputs(const WarpState<kHeadDim>& state, const float (&factor)[2],
+                             const bool (&wanted)[2], uint32_t room) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
-    const int target = __shfl_sync(0xffffffff, of_warp.target, row);
-    const int64_t out_row = __shfl_sync(0xffffffff, of_warp.out_row, row);
-    const float sum = QuadSum(state.sum[half]);
-    const float factor = value_scale / sum;
-    if (__any_sync(0xffffffff, target >= 0)) {
-      const float scale = PowerOfTwoOf(LargestOutput(state, half) * factor);
-      StoreOutputs(state, half, factor / scale, target >= 0,
-                   reinterpret_cast<__half*>(p.plan.partial_out) + out_row * kHeadDim);
-      if (target >= 0 && threadIdx.x % 4 == 0) {
-        p.plan.partial_weights[out_row] = {.lse = state.highest[half] + log2f(sum), .scale = scale};
-      }
-    }
-    if (__any_sync(0xffffffff, target == kTargetDirect)) {
-      StoreOutputs(state, half, factor, target == kTargetDirect,
-                   static_cast<T*>(p.out) + out_row * kHeadDim);
+    if (!wanted[half]) continue;
+#pragma unroll
+    for (int i = 0; i < Geometry<kHeadDim>::kOutTiles; ++i) {
+      const float(&tile)[4] = state.out[i];
+      StoreShared(room + RowTile<kHeadDim>::Offset(half * 8 + lane / 4, i) + lane % 4 * 4,
+                  Pack<T>(tile[half * 2] * factor[half], tile[half * 2 + 1] * factor[half]));
     }
   }
+}
+
+// Divides, and writes the warp's rows to the output or to their partial states, by way of `room`.
+// Whole warp.
+template <typename T, int kHeadDim>
+__device__ void StoreRows(const AttentionArguments& p, const WarpRows& of_warp, float value_scale,
+                          const WarpState<kHeadDim>& state, uint32_t room) {
+  using G = Geometry<kHeadDim>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float sum[2];
+  float factor[2];
+  bool is_direct[2];
+  bool is_partial[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    sum[half] = QuadSum(state.sum[half]);
+    factor[half] = __fdividef(value_scale, sum[half]);
+    const int target = __shfl_sync(0xffffffff, of_warp.target, half * 8 + lane / 4);
+    is_direct[half] = target == kTargetDirect;
+    is_partial[half] = target >= 0;
+  }
+  if (__any_sync(0xffffffff, is_direct[0] || is_direct[1])) {
+    StageOutputs<T>(state, factor, is_direct, room);
+  }
+  if (__any_sync(0xffffffff, is_partial[0] || is_partial[1])) {
+    float largest[2];
+    LargestOutputs(state, largest);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float scale = PowerOfTwoOf(largest[half] * factor[half]);
+      factor[half] *= InverseOf(scale);
+      const int out_row = __shfl_sync(0xffffffff, of_warp.out_row, half * 8 + lane / 4);
+      if (!is_partial[half] || lane % 4 != 0) continue;
+      p.plan.partial_weights[out_row] = {.lse = state.highest[half] + Log2(sum[half]),
+                                         .scale = scale};
+    }
+    StageOutputs<__half>(state, factor, is_partial, room);
+  }
+  __syncwarp();
+  constexpr int kRowsAtOnce = 32 / G::kChunks;
+  const int chunk = lane % G::kChunks;
+#pragma unroll
+  for (int i = 0; i < kWarpRows / kRowsAtOnce; ++i) {
+    const int row = i * kRowsAtOnce + lane / G::kChunks;
+    const uint4 columns = LoadShared(room + RowTile<kHeadDim>::Offset(row, chunk));
+    const int target = __shfl_sync(0xffffffff, of_warp.target, row);
+    const int64_t out_row = __shfl_sync(0xffffffff, of_warp.out_row, row);
+    void* out = target >= 0 ? p.plan.partial_out : p.out;
+    if (target != kTargetUntouched) {
+      static_cast<uint4*>(out)[out_row * G::kChunks + chunk] = columns;
+    }
+  }
+  __syncwarp();
 }
 
 }  // namespace espalier::cuda

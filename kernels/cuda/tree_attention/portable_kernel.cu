@@ -129,7 +129,9 @@ __device__ void Consume(const BlockState& block, const AttentionArguments& p) {
     if (tile.ways > 1) {
       MergeWays<kHeadDim>(reinterpret_cast<float*>(block.shared + layout.room), tile, &state);
     }
-    if (tile.way == 0) StoreRows<T>(p, WarpRows(p, unit, tile), ValueScale<Kv>(p, unit), state);
+    if (tile.way == 0) {
+      StoreRows<T>(p, WarpRows(p, unit, tile), ValueScale<Kv>(p, unit), state, queries);
+    }
     LeaveUnit(block, &slot);
   }
 }
@@ -140,7 +142,7 @@ __global__ void __launch_bounds__(kThreads<Kv>, 1)
   extern __shared__ __align__(256) std::byte shared[];
   const SharedLayout<kHeadDim> layout(num_stages, kRoomBytes<kHeadDim>);
   const BlockState block = BlockStateOf(shared, layout, num_stages);
-  if (threadIdx.x == 0) InitBarriers(block, kConsumers, kProducers<Kv>);
+  if (threadIdx.x < 32) InitBarriers(block, kConsumers, kProducers<Kv>);
   __syncthreads();
   LetDependentsStart();
   const int warp = static_cast<int>(threadIdx.x) / 32;

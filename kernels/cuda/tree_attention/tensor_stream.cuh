@@ -44,6 +44,10 @@ class RowsAhead {
     }
   }
 
+  // The lane's word of the first stage, if the record tells of one.
+  __device__ int First() const { return ahead_[0]; }
+  __device__ int num_known() const { return num_known_; }
+
   // After Start of the partition. `kv_rows` is the lane's word of the first stage, here and below.
   __device__ void Begin(const int32_t* kv_rows, int num_stages) {
     if (num_known_ >= kStartStages) return;
@@ -97,8 +101,9 @@ __device__ inline uint64_t PolicyOf(int kv_row) {
 
 // Asks for a warp's tokens of stage `s`: whole groups by the copy engine, the others 16 bytes a
 // thread. `barrier` passes when all lanes' copies have landed, and who sees the tokens at
-// `rows_to`, where the warp brings that. Chunk c of token t goes to `to + Offset(t, c)`.
-template <int kRowBytes, typename OffsetOf>
+// `rows_to`, where the warp brings that. Chunk c of token t goes to `to + Offset(t, c)`. Of
+// kWholeGroups that are not kWrittenNow, nothing else is asked.
+template <int kRowBytes, bool kAreWholeGroups, typename OffsetOf>
 __device__ void AskForTokens(const UnitLists& unit, int s, int kv_row, const CUtensorMap& map,
                              uint32_t to, const OffsetOf& offset, uint32_t rows_to,
                              uint32_t barrier) {
@@ -106,21 +111,25 @@ __device__ void AskForTokens(const UnitLists& unit, int s, int kv_row, const CUt
   constexpr int kRowsAtOnce = 32 / kChunks;
   static_assert(kGroupTokens % kRowsAtOnce == 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const bool starts_group = lane % kGroupTokens == 0 && (kv_row & kWholeGroup) != 0;
-  const uint32_t groups = __ballot_sync(0xffffffff, starts_group);
-  if (__any_sync(0xffffffff, (kv_row & kWrittenNow) != 0)) AwaitKernelBefore();
+  bool starts_group = lane % kGroupTokens == 0;
+  uint32_t groups = kAllGroups;
+  if constexpr (!kAreWholeGroups) {
+    starts_group &= (kv_row & kWholeGroup) != 0;
+    groups = __ballot_sync(0xffffffff, starts_group);
+    if (__any_sync(0xffffffff, (kv_row & kWrittenNow) != 0)) AwaitKernelBefore();
+  }
   if (lane == 0) {
     ExpectBytes(barrier,
                 __popc(groups) * kGroupTokens * kRowBytes + (unit.brings_rows ? kRowsBytes : 0));
-    if (unit.brings_rows) {
-      CopyBulk(rows_to, unit.token_rows + s * kStageTokens, kStageTokens * 4, barrier);
-      CopyBulk(rows_to + kStageTokens * 4, unit.stages + s, sizeof(PlanStage), barrier);
-    }
   }
   __syncwarp();
   if (starts_group) {
     CopyRows(to + offset(lane, 0), map, (kv_row & kKvRowMask) + unit.head_row, barrier,
              PolicyOf(kv_row));
+  }
+  if (unit.brings_rows && lane == 0) {
+    CopyBulk(rows_to, unit.token_rows + s * kStageTokens, kStageTokens * 4, barrier);
+    CopyBulk(rows_to + kStageTokens * 4, unit.stages + s, sizeof(PlanStage), barrier);
   }
   if (groups == kAllGroups) {
     if (lane == 0) BarrierArriveAs(barrier, 32);
@@ -153,17 +162,27 @@ class TensorStream {
 
  public:
   // `map` describes K or V, as `is_key` says which. `queries` is a barrier: only kFirstStages are
-  // asked for before it has passed once. What the record of `partition` says is read at once.
+  // asked for before it has passed once. `first` is the block's first unit.
   __device__ TensorStream(const Ring& ring, uint32_t queries, const AttentionArguments& p,
-                          const CUtensorMap& map, bool is_key, int first_token, int partition)
+                          const CUtensorMap& map, bool is_key, int first_token, const Unit& first)
       : ring_(ring),
         queries_(queries),
         p_(p),
         map_(map),
         is_key_(is_key),
         first_token_(first_token) {
+    rows_.Start(p, first.index, first_token);
     if (threadIdx.x % 32 == 0) PrefetchMap(map);
-    rows_.Start(p, partition, first_token);
+  }
+
+  // Asks for the first stage of the block's first unit, if its record tells of it, before all else.
+  __device__ void Start(const Unit& first) {
+    const int kv_row = rows_.First();
+    if (first.kv_head < 0 || rows_.num_known() == 0) return;
+    if (__any_sync(0xffffffff, (kv_row & kWrittenNow) != 0)) return;
+    const UnitLists lists(p_, first, is_key_, first_token_);
+    Ask</*kAreWholeGroups=*/true>(lists, 0, kv_row);
+    has_started_ = true;
   }
 
   __device__ void Fill(const Unit& unit) {
@@ -174,22 +193,30 @@ class TensorStream {
     if (lists.brings_rows) PrefetchFirstTokens(lists.kv_rows, lists.token_rows, lists.num_stages);
     rows_.Begin(kv_rows, lists.num_stages);
     for (int s = 0; s < lists.num_stages; ++s) {
-      const int now = rows_.Take(kv_rows, s, lists.num_stages);
+      const int kv_row = rows_.Take(kv_rows, s, lists.num_stages);
+      if (s == 0 && has_started_) continue;
       if (s == kFirstStages) BarrierWait(queries_, 0);
       BarrierWait(ring_.EmptyOf(place_.at), place_.lap ^ 1);
-      AskForTokens<Tile::kRowBytes>(
-          lists, s, now, map_,
-          ring_.stages + place_.at * 2 * kSideBytes + (is_key_ ? 0 : kSideBytes),
-          [&](int token, int chunk) { return Tile::Offset(first_token_ + token, chunk); },
-          ring_.rows + place_.at * kRowsBytes, ring_.FullOf(place_.at));
+      Ask</*kAreWholeGroups=*/false>(lists, s, kv_row);
       if (lists.brings_rows) {
         PrefetchTokensAhead(lists.kv_rows, lists.token_rows, s, lists.num_stages);
       }
-      place_.Next(ring_.num_stages);
     }
+    has_started_ = false;
   }
 
  private:
+  // Into the ring's next place.
+  template <bool kAreWholeGroups>
+  __device__ void Ask(const UnitLists& lists, int s, int kv_row) {
+    AskForTokens<Tile::kRowBytes, kAreWholeGroups>(
+        lists, s, kv_row, map_,
+        ring_.stages + place_.at * 2 * kSideBytes + (is_key_ ? 0 : kSideBytes),
+        [&](int token, int chunk) { return Tile::Offset(first_token_ + token, chunk); },
+        ring_.rows + place_.at * kRowsBytes, ring_.FullOf(place_.at));
+    place_.Next(ring_.num_stages);
+  }
+
   const Ring& ring_;
   const uint32_t queries_;
   const AttentionArguments& p_;
@@ -197,6 +224,7 @@ class TensorStream {
   const bool is_key_;
   const int first_token_;
   bool first_unit_ = true;
+  bool has_started_ = false;  // the unit: its first stage has been asked for
   RowsAhead rows_;
   RingPlace place_;
 };

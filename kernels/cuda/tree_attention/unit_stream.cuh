@@ -107,11 +107,14 @@ struct Ring {
   __device__ uint32_t EmptyOf(int at) const { return empty + at * 8; }
 };
 
+// At most as many barriers as a warp has lanes. Whole warp.
+__device__ inline void InitBarriers(uint32_t first, int count, int arrivals) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (lane < count) BarrierInit(first + lane * 8, arrivals);
+}
 __device__ inline void InitRing(const Ring& ring, int filling_threads, int draining_warps) {
-  for (int i = 0; i < ring.num_stages; ++i) {
-    BarrierInit(ring.FullOf(i), filling_threads);
-    BarrierInit(ring.EmptyOf(i), draining_warps);
-  }
+  InitBarriers(ring.full, ring.num_stages, filling_threads);
+  InitBarriers(ring.empty, ring.num_stages, draining_warps);
 }
 
 struct BlockState {
@@ -134,17 +137,15 @@ __device__ BlockState BlockStateOf(std::byte* shared, const SharedLayout<kHeadDi
                    .num_stages = num_stages}};
 }
 
-// One thread, before the block's warps part. `filling_warps` fill every stage, and `other_warps`
+// One warp, before the block's warps part. `filling_warps` fill every stage, and `other_warps`
 // beside these and the consumers follow units.
 __device__ inline void InitBarriers(const BlockState& block, int consumer_warps, int filling_warps,
                                     int other_warps = 0) {
   InitRing(block.ring, filling_warps * 32, consumer_warps);
-  BarrierInit(SharedAddress(&block.barriers->queries), consumer_warps);
-  const int following_warps = consumer_warps + filling_warps + other_warps - 1;
-  for (int i = 0; i < kUnitSlots; ++i) {
-    BarrierInit(SharedAddress(&block.barriers->unit_full[i]), 1);
-    BarrierInit(SharedAddress(&block.barriers->unit_empty[i]), following_warps);
-  }
+  InitBarriers(SharedAddress(block.barriers->unit_full), kUnitSlots, 1);
+  InitBarriers(SharedAddress(block.barriers->unit_empty), kUnitSlots,
+               consumer_warps + filling_warps + other_warps - 1);
+  InitBarriers(SharedAddress(&block.barriers->queries), 1, consumer_warps);
 }
 
 __device__ inline const PlanRecord& RecordOf(const AttentionArguments& p, int partition) {
@@ -153,7 +154,7 @@ __device__ inline const PlanRecord& RecordOf(const AttentionArguments& p, int pa
 
 // Asked for before it is known whether there is one: PlanBuffers leaves room to read so far.
 __device__ inline Unit UnitAt(const AttentionArguments& p, int index) {
-  const int partition = index / p.plan.num_kv_heads;
+  const auto partition = static_cast<int>(index * p.plan.kv_heads_inverse >> 32);
   const PlanUnit unit = RecordOf(p, partition).unit;
   const bool exists = partition < p.plan.header->num_partitions;
   return {.partition = unit,

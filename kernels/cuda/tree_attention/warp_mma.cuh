@@ -63,6 +63,11 @@ __device__ inline uint32_t Pack<__half>(float low, float high) {
   return packed;
 }
 
+__device__ inline float Log2(float x) {
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
 __device__ inline float Exp2(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

@@ -34,7 +34,8 @@ Executor::Executor(Context* ctx, Llama* model, KvCache* kv, const ExecutorOption
   const ModelConfig& config = model->config();
   for (int layer = 0; layer < config.num_layers; ++layer) layers_.push_back(kv->layer(layer));
   if (ctx->device() == Device::kCuda) {
-    plan_options_ = CudaPlanOptions(*ctx, options.attention, config.num_heads, config.num_kv_heads);
+    plan_options_ = CudaPlanOptions(*ctx, options.attention, config.num_heads, config.num_kv_heads,
+                                    layers_.front().dtype);
     return;
   }
   plan_options_.variant = options.attention;

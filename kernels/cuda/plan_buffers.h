@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "kernels/attention/tree_plan.h"
+#include "kernels/core/dtype.h"
 #include "kernels/runtime/context.h"
 
 namespace espalier {
@@ -41,6 +42,7 @@ class PlanBuffers {
 
 // How a plan for this device is cut: SMs as workers, tile rows (at most) and costs of its kernel.
 PlanOptions CudaPlanOptions(const Context& ctx, AttentionVariant variant, int num_heads,
-                            int num_kv_heads, AttentionKernel kernel = AttentionKernel::kBest);
+                            int num_kv_heads, DType kv_dtype,
+                            AttentionKernel kernel = AttentionKernel::kBest);
 
 }  // namespace espalier

@@ -30,7 +30,7 @@ bool PlanBuffers::Upload(const TreePlan&) { Unavailable(); }
 bool PlanBuffers::UploadAhead(const TreePlan&) { Unavailable(); }
 int PlanBuffers::generation() const { Unavailable(); }
 const DevicePlan& PlanBuffers::device_plan() const { Unavailable(); }
-PlanOptions CudaPlanOptions(const Context&, AttentionVariant, int, int, AttentionKernel) {
+PlanOptions CudaPlanOptions(const Context&, AttentionVariant, int, int, DType, AttentionKernel) {
   Unavailable();
 }
 

@@ -81,8 +81,8 @@ class CudaBench {
   }
 
   AttentionTimes Measure(AttentionVariant variant) {
-    PlanOptions options =
-        CudaPlanOptions(ctx_, variant, problem_.num_heads, problem_.num_kv_heads, problem_.kernel);
+    PlanOptions options = CudaPlanOptions(ctx_, variant, problem_.num_heads, problem_.num_kv_heads,
+                                          problem_.kv_dtype, problem_.kernel);
     options.block_tokens = problem_.block_tokens;
     if (problem_.tile_rows > 0) options.tile_rows = problem_.tile_rows;
     if (problem_.token_cost > 0) options.cost.token = problem_.token_cost;

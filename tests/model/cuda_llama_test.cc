@@ -104,8 +104,8 @@ TEST_P(CudaLlamaTest, ANaNStaysInItsOwnRows) {
         AttentionVariant::kNodeChunk, AttentionVariant::kFlatten}) {
     SCOPED_TRACE(::testing::Message() << "variant " << static_cast<int>(variant));
     TreePlanner planner;
-    const TreePlan& plan =
-        planner.Plan(shape, CudaPlanOptions(ctx(), variant, config.num_heads, config.num_kv_heads));
+    const TreePlan& plan = planner.Plan(
+        shape, CudaPlanOptions(ctx(), variant, config.num_heads, config.num_kv_heads, dtype()));
     PlanBuffers buffers(ctx(), config.num_heads, config.head_dim);
     ASSERT_TRUE(buffers.Upload(plan));
     std::vector<float> clean;

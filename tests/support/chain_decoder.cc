@@ -66,8 +66,8 @@ std::span<const float> ChainDecoder::Forward(std::span<const int32_t> tokens,
                       .num_kv_heads = config.num_kv_heads,
                       .num_workers = ctx_.pool().num_threads()};
   if (plan_buffers_ != nullptr) {
-    options =
-        CudaPlanOptions(ctx_, AttentionVariant::kDefault, config.num_heads, config.num_kv_heads);
+    options = CudaPlanOptions(ctx_, AttentionVariant::kDefault, config.num_heads,
+                              config.num_kv_heads, ctx_.activation_dtype());
   }
   const TreePlan& plan = planner_.Plan(shape_, options);
   if (plan_buffers_ != nullptr) ESPALIER_CHECK(plan_buffers_->Upload(plan));

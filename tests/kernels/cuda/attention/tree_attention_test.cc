@@ -47,7 +47,8 @@ std::unique_ptr<Context> OpenContext(DType dtype, std::string* why_not) {
 PlanOptions RandomOptions(Rng& rng, const Context& ctx, AttentionVariant variant,
                           const DeviceProblem& problem, AttentionKernel kernel) {
   PlanOptions options =
-      CudaPlanOptions(ctx, variant, problem.num_heads(), problem.options().num_kv_heads, kernel);
+      CudaPlanOptions(ctx, variant, problem.num_heads(), problem.options().num_kv_heads,
+                      problem.options().kv_dtype(), kernel);
   if (RandomChance(rng, 0.5)) options.tile_rows = RandomInt(rng, 1, options.tile_rows);
   if (RandomChance(rng, 0.5)) options.block_tokens = RandomInt(rng, 1, 200);
   if (RandomChance(rng, 0.7)) options.cost.min_piece = 1;
@@ -293,8 +294,8 @@ TEST_P(CudaTreeAttentionLarge, EveryVariantEqualsTheDefinition) {
     AttentionError worst;
     for (const AttentionVariant variant : kAllVariants) {
       SCOPED_TRACE("variant " + std::to_string(static_cast<int>(variant)));
-      const PlanOptions plan_options =
-          CudaPlanOptions(*ctx, variant, problem.num_heads(), options.num_kv_heads);
+      const PlanOptions plan_options = CudaPlanOptions(*ctx, variant, problem.num_heads(),
+                                                       options.num_kv_heads, options.kv_dtype());
       AttendAndCompare(*ctx, problem, planner.Plan(problem.shape(), plan_options), buffers, &worst);
       if (HasFatalFailure()) return;
     }
@@ -338,8 +339,8 @@ TEST_F(CudaTreeAttentionPartials, HoldValuesOfAnyMagnitude) {
     problem.Upload(ctx());
     for (const AttentionKernel kernel : {AttentionKernel::kBest, AttentionKernel::kPortable}) {
       PlanBuffers buffers(ctx(), problem.num_heads(), problem.options().head_dim, kernel);
-      PlanOptions options =
-          CudaPlanOptions(ctx(), AttentionVariant::kFlatten, problem.num_heads(), 1, kernel);
+      PlanOptions options = CudaPlanOptions(ctx(), AttentionVariant::kFlatten, problem.num_heads(),
+                                            1, dtype(), kernel);
       TreePlanner planner;
       const TreePlan& plan = planner.Plan(problem.shape(), options);
       ASSERT_GT(plan.stats.partial_rows, 0);
@@ -362,8 +363,8 @@ TEST_F(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
   PlanBuffers buffers(ctx(), problem.num_heads(), problem.options().head_dim);
   TreePlanner planner;
   const auto plan_of = [&](AttentionVariant variant, int tile_rows) -> const TreePlan& {
-    PlanOptions options =
-        CudaPlanOptions(ctx(), variant, problem.num_heads(), problem.options().num_kv_heads);
+    PlanOptions options = CudaPlanOptions(ctx(), variant, problem.num_heads(),
+                                          problem.options().num_kv_heads, dtype());
     options.tile_rows = tile_rows;
     options.cost.min_piece = 1;
     return planner.Plan(problem.shape(), options);
@@ -410,7 +411,7 @@ TEST_F(CudaTreeAttentionPlan, IsUploadedAhead) {
   TreePlanner planners[std::size(kAllVariants)];
   const auto plan_of = [&](int i) -> const TreePlan& {
     PlanOptions options = CudaPlanOptions(ctx(), kAllVariants[i], problem.num_heads(),
-                                          problem.options().num_kv_heads);
+                                          problem.options().num_kv_heads, dtype());
     options.tile_rows = 16;
     return planners[i].Plan(problem.shape(), options);
   };
@@ -425,11 +426,15 @@ TEST_F(CudaTreeAttentionPlan, IsUploadedAhead) {
   for (int step = 0; step < 50; ++step) {
     const int next = guess >= 0 && RandomChance(rng, 0.7) ? guess : any();
     SCOPED_TRACE("step " + std::to_string(step) + ", variant " + std::to_string(next));
-    if (next != guess) ASSERT_TRUE(buffers.Upload(plan_of(next)));
+    if (next != guess) {
+      ASSERT_TRUE(buffers.Upload(plan_of(next)));
+    }
     problem.Poison(ctx(), buffers, plan_of(next));
     problem.Attend(ctx(), buffers);
     guess = RandomChance(rng, 0.8) ? any() : -1;
-    if (guess >= 0) ASSERT_TRUE(buffers.UploadAhead(plan_of(guess)));
+    if (guess >= 0) {
+      ASSERT_TRUE(buffers.UploadAhead(plan_of(guess)));
+    }
     const AttentionError error = problem.ErrorOf(problem.Download(ctx()));
     EXPECT_LE(error.relative, RelativeTolerance(DType::kBF16));
     EXPECT_LE(error.largest, LargestTolerance(DType::kBF16));

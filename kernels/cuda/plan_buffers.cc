@@ -18,7 +18,8 @@ namespace {
 constexpr size_t kLeastBytes = 64 << 10;
 // Packed rows that a token weighs, measured on an H100 at head_dim 128. Portable kernel: a stage
 // that all 128 rows see takes 1.43 times as long as one that few rows see, for which the memory
-// alone counts. Hopper's: the rows hardly count; a little more with E4M3, half the bytes.
+// alone counts. Hopper's: the rows hardly count; a little more with E4M3, half of whose bytes leave
+// the memory idle sooner.
 constexpr int kTokenCostPortable = 288;
 constexpr int kTokenCostHopper = 4000;
 constexpr int kTokenCostHopperE4M3 = 1000;
@@ -335,6 +336,7 @@ PlanBytes PlanBuffers::Impl::BytesOf(const TreePlan& tree_plan, const BlockLayou
       sizeof(PlanHeader) +
       (tree_plan.num_partitions() + ctx.cuda().num_sms + 1) * sizeof(PlanRecord);
   const size_t states = tree_plan.stats.partial_rows * plan.num_heads;
+  ESPALIER_CHECK(states <= std::numeric_limits<int32_t>::max());
   return {.staging = layout.bytes(),
           .block = std::max(layout.bytes(), readable),
           .tokens = most_tokens * sizeof(int32_t),

@@ -53,7 +53,7 @@ __device__ void MergeColumns(const AttentionArguments& p, const PlanMergeRow& ro
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int index = i * S::kSideBySide + lane / S::kLanes;
-      const auto from = static_cast<uint32_t>(__shfl_sync(0xffffffff, state, index));
+      const int64_t from = __shfl_sync(0xffffffff, state, index);
       columns[i] = make_uint4(0, 0, 0, 0);
       if (index < count) columns[i] = partial_out[from * (kHeadDim / 8)];
     }

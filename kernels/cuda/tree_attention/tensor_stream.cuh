@@ -31,7 +31,7 @@ constexpr uint32_t kAllGroups = 0x01010101;  // the first lane of each
 class RowsAhead {
  public:
   // Takes what a partition's record says of its first stages. `first_token` is the warp's first of
-  // a stage. (By loads that stay where they are, unlike those of what never changes.)
+  // a stage. Plain loads: read-only ones the compiler moves behind barriers.
   __device__ void Start(const AttentionArguments& p, int partition, int first_token) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const PlanRecord& record = RecordOf(p, partition);
@@ -101,8 +101,8 @@ __device__ inline uint64_t PolicyOf(int kv_row) {
 
 // Asks for a warp's tokens of stage `s`: whole groups by the copy engine, the others 16 bytes a
 // thread. `barrier` passes when all lanes' copies have landed, and who sees the tokens at
-// `rows_to`, where the warp brings that. Chunk c of token t goes to `to + Offset(t, c)`. Of
-// kWholeGroups that are not kWrittenNow, nothing else is asked.
+// `rows_to`, where the warp brings that. Chunk c of token t goes to `to + Offset(t, c)`.
+// kAreWholeGroups: the caller knows that all are, and none kWrittenNow.
 template <int kRowBytes, bool kAreWholeGroups, typename OffsetOf>
 __device__ void AskForTokens(const UnitLists& unit, int s, int kv_row, const CUtensorMap& map,
                              uint32_t to, const OffsetOf& offset, uint32_t rows_to,

@@ -30,7 +30,7 @@ const PlanOptions kManyWorkers = {
     .num_kv_heads = 8,
     .num_workers = 132,
     .tile_rows = 128,
-    .cost = {.token = 1000, .min_piece = 128 * 1000, .merge = 278 * 1000}};
+    .cost = {.token = 4000, .min_piece = 128 * 4000, .merge = 278 * 4000}};
 
 // A forest that can be changed from step to step.
 class ChangingForest {

@@ -4,6 +4,7 @@
 // head_dim 128, and as much for Q, which consumers hold in registers.
 #include "kernels/cuda/tree_attention/dispatch_attention.cuh"
 #include "kernels/cuda/tree_attention/packed_rows.cuh"
+#include "kernels/cuda/tree_attention/row_output.cuh"
 #include "kernels/cuda/tree_attention/tensor_map.h"
 #include "kernels/cuda/tree_attention/tensor_stream.cuh"
 #include "kernels/cuda/tree_attention/widening_stream.cuh"

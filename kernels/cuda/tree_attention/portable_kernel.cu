@@ -4,6 +4,7 @@
 #include "kernels/cuda/tree_attention/dispatch_attention.cuh"
 #include "kernels/cuda/tree_attention/gather_stream.cuh"
 #include "kernels/cuda/tree_attention/packed_rows.cuh"
+#include "kernels/cuda/tree_attention/row_output.cuh"
 
 namespace espalier::cuda {
 namespace {

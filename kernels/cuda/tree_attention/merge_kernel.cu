@@ -11,7 +11,7 @@ namespace espalier::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocksPerSm = 4;
+constexpr int kBlocksPerSm = 4;  // that an SM has registers for: 64 a thread
 constexpr int kLoads = 4;  // of 16 bytes, that a lane asks for at once
 
 __device__ float WarpMax(float value) {

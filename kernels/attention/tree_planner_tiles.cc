@@ -166,7 +166,8 @@ void TreePlanner::Impl::ListTile(RowInterval tile) {
 }
 
 // Splits the costliest tiles first, until the pieces fill the workers and none of them alone would
-// take longer than an even share of everything.
+// take longer than an even share of everything. But a piece that begins another round of the
+// workers may cost as much as the longest takes: that must be worth two shares.
 void TreePlanner::Impl::ChoosePieces() {
   const PlanOptions& options = plan.options;
   if (options.num_workers == 1) return;
@@ -181,7 +182,14 @@ void TreePlanner::Impl::ChoosePieces() {
   const int64_t fair_share = even_share + even_share / kSlackPart;
   int64_t num_pieces = static_cast<int64_t>(tiles.size());
   const int64_t wanted = EvenPieces(num_pieces, options.num_kv_heads, options.num_workers);
+  const auto rounds = [&](int64_t pieces) {
+    return CeilDiv(pieces * options.num_kv_heads, options.num_workers);
+  };
   while (!costliest.empty() && (num_pieces < wanted || costliest.front().first > fair_share)) {
+    if (num_pieces >= wanted && rounds(num_pieces + 1) > rounds(num_pieces) &&
+        costliest.front().first <= 2 * even_share) {
+      break;
+    }
     std::pop_heap(costliest.begin(), costliest.end());
     Tile& tile = tiles[costliest.back().second];
     const int64_t piece_cost = tile.cost / (tile.pieces + 1);
@@ -237,7 +245,8 @@ void TreePlanner::Impl::TakeFinerTilesInsteadOfCutting() {
 }
 
 // kDefault cuts all tiles at the same cost from their roots on: pieces that read the same KV then
-// begin together and keep in step, and caches serve the second.
+// begin together and keep in step, and caches serve the second. Not where workers have more than a
+// piece each and that would make fewer of them.
 void TreePlanner::Impl::CutTiles() {
   if (std::ranges::none_of(tiles, IsCut)) {
     std::swap(runs, tile_runs);
@@ -245,8 +254,17 @@ void TreePlanner::Impl::CutTiles() {
     return;
   }
   int64_t largest = 0;
-  for (const Tile& tile : tiles) largest = std::max(largest, CeilDiv(tile.cost, tile.pieces));
-  const bool in_step = plan.options.variant == AttentionVariant::kDefault;
+  int64_t num_pieces = 0;
+  for (const Tile& tile : tiles) {
+    largest = std::max(largest, CeilDiv(tile.cost, tile.pieces));
+    num_pieces += tile.pieces;
+  }
+  int64_t pieces_in_step = 0;
+  for (const Tile& tile : tiles) pieces_in_step += CeilDiv(tile.cost, largest);
+  const PlanOptions& options = plan.options;
+  const bool in_step =
+      options.variant == AttentionVariant::kDefault &&
+      (num_pieces * options.num_kv_heads <= options.num_workers || pieces_in_step >= num_pieces);
   for (const Tile& tile : tiles) {
     CutTile(tile, in_step ? largest : CeilDiv(tile.cost, tile.pieces));
   }

@@ -51,7 +51,8 @@ struct TreePlanner::Impl {
   void ListTiles();
   void ListTile(RowInterval tile);
   void ChoosePieces();
-  int64_t CostOfTiles() const;
+  bool SplitCostliest();
+  int64_t CostOfTiles();
   static bool IsCut(const Tile& tile) { return tile.pieces > 1; }
   void TakeFinerTilesInsteadOfCutting();
   void CutTiles();
@@ -91,7 +92,10 @@ struct TreePlanner::Impl {
   std::vector<Tile> other_tiles;
   std::vector<KvRun> other_runs;
   std::vector<RowInterval> other_slot_rows;
-  std::vector<std::pair<int64_t, int32_t>> costliest;  // heap of (cost of a piece, tile)
+  std::vector<std::pair<int64_t, int32_t>> costliest;    // heap of (cost of a piece, tile)
+  std::vector<int64_t> best_pieces;                      // [num_tiles]
+  std::vector<std::pair<int64_t, int64_t>> equal_units;  // (cost of a unit, how many)
+  std::vector<std::pair<int64_t, int64_t>> loads;        // heap: see CostOfTiles
   std::vector<int32_t> path;
   std::vector<KvSpan> spans;
   std::vector<KvRun> runs;            // of all pieces, in order

@@ -5,34 +5,15 @@
 namespace espalier {
 namespace {
 
-// Units of work that fill this part of the workers' rounds are even enough.
-constexpr double kGoodBalance = 0.95;
-// A piece this part above an even share is left whole: pieces of few tiles are never all alike, and
-// one more piece begins another round.
-constexpr int kSlackPart = 8;
-// With more units than this a worker, claiming them one by one balances better than cutting.
+// Units of work that would fill this many more rounds of the workers are tried.
+constexpr int kMostRounds = 4;
+// What more pieces must save: that they keep in step less is in no cost.
+constexpr int kLeastGainPart = 16;
+// With more units than this a worker, claiming them one by one balances better than cutting: only
+// what is more than an even share by itself is cut.
 constexpr int kManyUnitsPerWorker = 8;
 // With more tiles than this, one that differs from the others no longer counts.
 constexpr size_t kFewTiles = 8;
-
-// The pieces, at least `least`, that keep workers busy when each piece runs once a kv head.
-int64_t EvenPieces(int64_t least, int num_kv_heads, int num_workers) {
-  if (least * num_kv_heads >= int64_t{kManyUnitsPerWorker} * num_workers) return least;
-  const int64_t first = std::max<int64_t>(least, num_workers / num_kv_heads);
-  int64_t best = first;
-  double best_balance = 0;
-  for (int64_t pieces = first; pieces <= 2 * first + 1; ++pieces) {
-    const int64_t units = pieces * num_kv_heads;
-    const double balance =
-        static_cast<double>(units) / static_cast<double>(CeilDiv(units, num_workers) * num_workers);
-    if (balance > best_balance) {
-      best = pieces;
-      best_balance = balance;
-    }
-    if (balance >= kGoodBalance) break;
-  }
-  return best;
-}
 
 // The first page of the span, `from` or after, whose middle lies more than `cost` from the span's
 // begin; the span's end if there is none.
@@ -165,12 +146,12 @@ void TreePlanner::Impl::ListTile(RowInterval tile) {
   }
 }
 
-// Splits the costliest tiles first, until the pieces fill the workers and none of them alone would
-// take longer than an even share of everything. But a piece that begins another round of the
-// workers may cost as much as the longest takes: that must be worth two shares.
+// Splits the costliest tile first, again and again, and keeps the number of pieces with which the
+// workers are done soonest: of those that just fill one round of them, two, and so on.
 void TreePlanner::Impl::ChoosePieces() {
   const PlanOptions& options = plan.options;
-  if (options.num_workers == 1) return;
+  const int64_t workers = options.num_workers;
+  if (workers == 1) return;
   int64_t total = 0;
   costliest.clear();
   for (size_t i = 0; i < tiles.size(); ++i) {
@@ -178,45 +159,80 @@ void TreePlanner::Impl::ChoosePieces() {
     costliest.emplace_back(tiles[i].cost, static_cast<int32_t>(i));
   }
   std::make_heap(costliest.begin(), costliest.end());
-  const int64_t even_share = total * options.num_kv_heads / options.num_workers;
-  const int64_t fair_share = even_share + even_share / kSlackPart;
-  int64_t num_pieces = static_cast<int64_t>(tiles.size());
-  const int64_t wanted = EvenPieces(num_pieces, options.num_kv_heads, options.num_workers);
-  const auto rounds = [&](int64_t pieces) {
-    return CeilDiv(pieces * options.num_kv_heads, options.num_workers);
-  };
-  while (!costliest.empty() && (num_pieces < wanted || costliest.front().first > fair_share)) {
-    if (num_pieces >= wanted && rounds(num_pieces + 1) > rounds(num_pieces) &&
-        costliest.front().first <= 2 * even_share) {
-      break;
-    }
+  const auto least = static_cast<int64_t>(tiles.size());
+  if (least * options.num_kv_heads >= kManyUnitsPerWorker * workers) {
+    const int64_t even_share = total * options.num_kv_heads / workers;
+    while (!costliest.empty() && costliest.front().first > even_share) SplitCostliest();
+    return;
+  }
+  best_pieces.assign(tiles.size(), 1);
+  int64_t best = CostOfTiles();
+  int64_t num_pieces = least;
+  const int64_t rounds = least * options.num_kv_heads / workers;  // that are full already
+  for (int64_t more = 1; more <= kMostRounds && !costliest.empty(); ++more) {
+    const int64_t target = (rounds + more) * workers / options.num_kv_heads;
+    while (num_pieces < target && SplitCostliest()) ++num_pieces;
+    const int64_t cost = CostOfTiles();
+    if (cost >= best - best / kLeastGainPart) continue;
+    best = cost;
+    for (size_t i = 0; i < tiles.size(); ++i) best_pieces[i] = tiles[i].pieces;
+  }
+  for (size_t i = 0; i < tiles.size(); ++i) tiles[i].pieces = best_pieces[i];
+}
+
+// False: no tile may have one more.
+bool TreePlanner::Impl::SplitCostliest() {
+  while (!costliest.empty()) {
     std::pop_heap(costliest.begin(), costliest.end());
     Tile& tile = tiles[costliest.back().second];
     const int64_t piece_cost = tile.cost / (tile.pieces + 1);
-    if (piece_cost < options.cost.min_piece) {
+    if (piece_cost < plan.options.cost.min_piece) {
       costliest.pop_back();
       continue;
     }
     ++tile.pieces;
-    ++num_pieces;
     costliest.back().first = piece_cost;
     std::push_heap(costliest.begin(), costliest.end());
+    return true;
   }
+  return false;
 }
 
-// What the busiest worker does, and the merge.
-int64_t TreePlanner::Impl::CostOfTiles() const {
-  int64_t total = 0;
-  int64_t largest = 0;
+// Until the last worker is done with its units, which are claimed costliest first; and the merge.
+int64_t TreePlanner::Impl::CostOfTiles() {
+  const PlanOptions& options = plan.options;
+  // A unit costs something by itself: half of the least that is worth one.
+  const int64_t start = options.cost.min_piece / 2;
+  equal_units.clear();
   bool cut = false;
   for (const Tile& tile : tiles) {
-    total += tile.cost;
-    largest = std::max(largest, tile.cost / tile.pieces);
-    cut |= tile.pieces > 1;
+    equal_units.emplace_back(CeilDiv(tile.cost, tile.pieces) + start,
+                             tile.pieces * options.num_kv_heads);
+    cut |= IsCut(tile);
   }
-  const PlanOptions& options = plan.options;
-  return std::max(largest, total * options.num_kv_heads / options.num_workers) +
-         (cut ? options.cost.merge : 0);
+  std::sort(equal_units.rbegin(), equal_units.rend());
+  // Heap of (- cost so far, workers that have as much).
+  loads.assign(1, {0, options.num_workers});
+  int64_t last = 0;
+  for (auto [cost, left] : equal_units) {
+    while (left > 0) {
+      std::pop_heap(loads.begin(), loads.end());
+      auto& [load, idle] = loads.back();
+      const int64_t taken = std::min(left, idle);
+      const int64_t done = cost - load;
+      last = std::max(last, done);
+      left -= taken;
+      idle -= taken;
+      if (idle == 0) {
+        loads.pop_back();
+      } else {
+        std::push_heap(loads.begin(), loads.end());
+      }
+      loads.emplace_back(-done, taken);
+      std::push_heap(loads.begin(), loads.end());
+    }
+  }
+  return last + (cut ? options.cost.merge : 0);
 }
 
 // Where as many tiles of fewer rows as there are workers cost less than pieces and their merge: no

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
+#include <string>
 #include <vector>
 
 #include "tests/support/plan_checks.h"
@@ -265,6 +267,53 @@ TEST(TreePlanVariants, PiecesOfWorkAreEven) {
   const int64_t lowest = cost(plan.partitions[plan.run_order.back()]);
   EXPECT_GE(lowest, highest * 8 / 10);
   EXPECT_GE(plan.num_partitions() * 8, 128);
+}
+
+// Tokens until the last worker is done, units claimed in the plan's order, over an even share.
+double Imbalance(const TreePlan& plan) {
+  const PlanOptions& options = plan.options;
+  std::vector<int64_t> workers(options.num_workers, 0);
+  int64_t total = 0;
+  for (const int32_t index : plan.run_order) {
+    const PlanPartition& partition = plan.partitions[index];
+    int64_t tokens = 0;
+    for (int e = partition.entry_begin; e < partition.entry_end; ++e) {
+      tokens += plan.entries[e].count;
+    }
+    for (int head = 0; head < options.num_kv_heads; ++head) {
+      *std::ranges::min_element(workers) += tokens;
+      total += tokens;
+    }
+  }
+  return static_cast<double>(std::ranges::max(workers)) * options.num_workers /
+         static_cast<double>(total);
+}
+
+// No few pieces begin a round of their own, and tiles that are a few more than a round are cut.
+TEST(TreePlanVariants, DefaultKeepsAllWorkersBusy) {
+  PlanOptions options{.group_size = 4, .num_kv_heads = 8, .num_workers = 132};
+  options.cost = {.token = 4000, .min_piece = 128 * 4000, .merge = 278 * 4000};
+  TreePlanner planner;
+  for (const int prompt : {2000, 4000, 15000}) {
+    for (const int width : {20, 50, 100, 141, 183, 258, 300, 400, 549, 606, 900}) {
+      SCOPED_TRACE(std::to_string(width) + " branches below " + std::to_string(prompt));
+      EXPECT_LE(Imbalance(planner.Plan(FewShot(prompt, width, 200), options)), 1.3);
+    }
+  }
+}
+
+// Also where there is a tile for every worker without it.
+TEST(TreePlanVariants, DefaultCutsALongBranchAmongManyShortOnes) {
+  TreeShape shape = FewShot(100, 2000, 100);
+  std::vector<int32_t> pages(200'000 / shape.page_size);
+  std::iota(pages.begin(), pages.end(), 100'000);
+  shape.AddQuery(shape.AddNode(-1, 200'000, 0, pages), 199'999);
+  PlanOptions options{.group_size = 16, .num_kv_heads = 8, .num_workers = 132};
+  options.cost = {.token = 4000, .min_piece = 128 * 4000, .merge = 278 * 4000};
+  TreePlanner planner;
+  const TreePlan& plan = planner.Plan(shape, options);
+  EXPECT_LE(Imbalance(plan), 1.3);
+  EXPECT_GE(plan.num_partitions() * 8, 8 * 132) << "of the kind that is meant";
 }
 
 // Many tiles over a long shared node: 1024 branches below 280k tokens.

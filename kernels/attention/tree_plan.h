@@ -34,8 +34,9 @@ enum class AttentionVariant {
 
 // What balances workers, in units of one packed row against one KV token.
 struct PlanCost {
-  int token = 8;             // to bring in one KV token, however many rows see it
-  int64_t min_piece = 4096;  // a tile has no more pieces than of so much each
+  int token = 8;  // to bring in one KV token, however many rows see it
+  // A tile has no more pieces than of so much each, and half of it is what a unit takes by itself.
+  int64_t min_piece = 4096;
   // To combine partial states at all. Not 0: kDefault takes tiles of fewer rows instead of cutting
   // where that is cheaper, though they read more.
   int64_t merge = 0;

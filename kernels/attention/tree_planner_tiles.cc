@@ -152,15 +152,15 @@ void TreePlanner::Impl::ChoosePieces() {
   const PlanOptions& options = plan.options;
   const int64_t workers = options.num_workers;
   if (workers == 1) return;
-  int64_t total = 0;
   costliest.clear();
   for (size_t i = 0; i < tiles.size(); ++i) {
-    total += tiles[i].cost;
     costliest.emplace_back(tiles[i].cost, static_cast<int32_t>(i));
   }
   std::make_heap(costliest.begin(), costliest.end());
   const auto least = static_cast<int64_t>(tiles.size());
   if (least * options.num_kv_heads >= kManyUnitsPerWorker * workers) {
+    int64_t total = 0;
+    for (const Tile& tile : tiles) total += tile.cost;
     const int64_t even_share = total * options.num_kv_heads / workers;
     while (!costliest.empty() && costliest.front().first > even_share) SplitCostliest();
     return;

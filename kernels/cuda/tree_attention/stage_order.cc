@@ -10,26 +10,35 @@ namespace {
 constexpr int kHalfRows = kMostPackedRows / 2;
 constexpr int kStageGroups = kStageTokens / kGroupTokens;
 
-// Of packed rows: 0 both halves, 1 the lower, 2 the upper.
-int KindOf(int begin, int end) { return end <= kHalfRows ? 1 : begin >= kHalfRows ? 2 : 0; }
+bool IsNarrow(RowInterval rows, int group_size) {
+  return (rows.end - rows.begin) * group_size <= kHalfRows;
+}
+
+// 0: what both halves of a wide partition's rows see; 1: the lower, 2: the upper. In a narrow one
+// 0: what others read, too; 1: what none does.
+int KindOf(const PlanEntry& entry, RowInterval rows, int group_size) {
+  if (IsNarrow(rows, group_size)) return entry.read_again ? 0 : 1;
+  if ((entry.rows.end - rows.begin) * group_size <= kHalfRows) return 1;
+  return (entry.rows.begin - rows.begin) * group_size >= kHalfRows ? 2 : 0;
+}
 
 }  // namespace
 
 std::span<const EntryPart> StageOrder::Of(std::span<const PlanEntry> entries, RowInterval rows,
                                           int group_size) {
-  if ((rows.end - rows.begin) * group_size <= kHalfRows) return {};
   parts_.clear();
   for (Kind& kind : kinds_) {
     kind.entries.clear();
     kind = {.entries = std::move(kind.entries)};
   }
   for (size_t i = 0; i < entries.size(); ++i) {
-    const PlanEntry& entry = entries[i];
-    Kind& kind = kinds_[KindOf((entry.rows.begin - rows.begin) * group_size,
-                               (entry.rows.end - rows.begin) * group_size)];
+    Kind& kind = kinds_[KindOf(entries[i], rows, group_size)];
     kind.entries.push_back(static_cast<int32_t>(i));
-    kind.num_groups += entry.count / kGroupTokens;
+    kind.num_groups += entries[i].count / kGroupTokens;
   }
+  // So few stages of it that what nobody else reads is asked for at once in any case.
+  const bool few_shared = kinds_[0].num_groups < kStartStages * kStageGroups;
+  if (few_shared && IsNarrow(rows, group_size)) return {};
   const auto is_all = [&](const Kind& kind) { return kind.entries.size() == entries.size(); };
   if (std::ranges::any_of(kinds_, is_all)) return {};
 

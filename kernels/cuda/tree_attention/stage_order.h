@@ -19,9 +19,10 @@ struct EntryPart {
 
 // Parts of a partition's entries, each slot once, so that the whole groups, one part's behind the
 // other's, make stages of one kind as far as they can: KV that packed rows of both halves of a tile
-// see, of the lower 64 alone, or of the upper. Kinds take turns, each spread over all of the order.
-// What the lower half alone sees is then worked on while the upper half is busy with its own, and
-// KV that comes from memory while both are busy with what is in the cache.
+// see, of the lower 64 alone, or of the upper; in tiles of at most 64 rows, KV that other tiles
+// read, too, or that none does. Kinds take turns, each spread over all of the order. What the lower
+// half alone sees is then worked on while the upper half is busy with its own, and KV comes from
+// memory while the block is busy with what is in the cache.
 class StageOrder {
  public:
   // Empty where the order of the entries will do. `rows` are the partition's. Valid until the next

@@ -40,7 +40,7 @@ cudaError_t MapRows(const void* rows, int64_t num_rows, int head_dim, int box_ro
       encode(map, type, /*tensorRank=*/3, const_cast<void*>(rows), sizes, strides, box, steps,
              CU_TENSOR_MAP_INTERLEAVE_NONE,
              narrow ? CU_TENSOR_MAP_SWIZZLE_NONE : CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

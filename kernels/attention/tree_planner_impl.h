@@ -46,7 +46,6 @@ struct TreePlanner::Impl {
   void TileByBranch();
   void TileBySubtree();
   void EvenOutTiles();
-  int64_t NumHalfTiles() const;
   void AddRows(RowInterval rows, bool may_join);
   void ListTiles();
   void ListTile(RowInterval tile);
@@ -88,7 +87,6 @@ struct TreePlanner::Impl {
   std::vector<Tile> tiles;
   std::vector<KvRun> tile_runs;
   // Of the tiling to beat, while another is tried.
-  std::vector<RowInterval> other_row_tiles;
   std::vector<Tile> other_tiles;
   std::vector<KvRun> other_runs;
   std::vector<RowInterval> other_slot_rows;

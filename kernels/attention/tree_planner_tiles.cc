@@ -7,8 +7,9 @@ namespace {
 
 // Units of work that would fill this many more rounds of the workers are tried.
 constexpr int kMostRounds = 4;
-// What more pieces must save: that they keep in step less is in no cost.
-constexpr int kLeastGainPart = 16;
+// What more pieces must save. Workers that share a memory keep it busy if some of them idle, and
+// what it costs them to change units is in no cost.
+constexpr int kLeastGainPart = 6;
 // With more units than this a worker, claiming them one by one balances better than cutting: only
 // what is more than an even share by itself is cut.
 constexpr int kManyUnitsPerWorker = 8;
@@ -73,24 +74,13 @@ void TreePlanner::Impl::TileBySubtree() {
   }
 }
 
-int64_t TreePlanner::Impl::NumHalfTiles() const {
-  int64_t count = 0;
-  for (const RowInterval& rows : row_tiles) {
-    count += CeilDiv(2 * int64_t{rows.end - rows.begin}, rows_per_tile);
-  }
-  return count;
-}
-
 // As many tiles with the fewest rows that the largest can have. Tiles below a node that is wider
-// than a tile are then much alike: they are cut at the same places of it, and pieces that read the
-// same KV keep in step. Where a tile that fills no more than its half would have to fill more,
-// which takes a backend twice as long, tiles stay as they are.
+// than a tile are then much alike: they are cut at the same places of it, pieces that read the same
+// KV keep in step, and as many of each make a round of the workers.
 void TreePlanner::Impl::EvenOutTiles() {
   const size_t num_tiles = row_tiles.size();
   if (num_tiles <= 1 || num_tiles > kFewTiles) return;
-  const int64_t half_tiles = NumHalfTiles();
   const int32_t most_rows = rows_per_tile;
-  std::swap(row_tiles, other_row_tiles);
   const auto tile_of = [&](int32_t rows) {
     rows_per_tile = rows;
     row_tiles.clear();
@@ -108,7 +98,6 @@ void TreePlanner::Impl::EvenOutTiles() {
   }
   tile_of(enough);
   rows_per_tile = most_rows;
-  if (NumHalfTiles() > half_tiles) std::swap(row_tiles, other_row_tiles);
 }
 
 void TreePlanner::Impl::ListTiles() {

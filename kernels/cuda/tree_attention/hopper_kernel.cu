@@ -103,16 +103,22 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
   }
 }
 
-// The producer warps of a block: `index` is one's.
+// A producer warp's part of a stage: `index` of kProducers.
+struct ProducerPart {
+  __device__ explicit ProducerPart(int index)
+      : is_key(index < 2), first_token(index % 2 * kWarpTokens) {}
+  bool is_key;
+  int first_token;
+};
+
+// A producer warp. `first` is the block's first unit, and `rows` was started for it.
 template <typename Tile>
 __device__ void Produce(const BlockState& block, const Ring& ring, const AttentionArguments& p,
-                        const CUtensorMap& keys, const CUtensorMap& values, int index) {
-  const bool is_key = index < 2;
-  const Unit first = UnitAt(p, static_cast<int>(blockIdx.x));
-  TensorStream<Tile> stream(ring, SharedAddress(&block.barriers->queries), p,
-                            is_key ? keys : values, is_key,
-                            /*first_token=*/index % 2 * kWarpTokens, first);
-  __syncthreads();
+                        const CUtensorMap& map, int index, const Unit& first,
+                        const RowsAhead& rows) {
+  const ProducerPart part(index);
+  TensorStream<Tile> stream(ring, SharedAddress(&block.barriers->queries), p, map, part.is_key,
+                            part.first_token, rows);
   stream.Start(first);
   LetDependentsStart();
   if (index == 0) {
@@ -136,35 +142,39 @@ __global__ void __launch_bounds__((Shares<Kv, kHeadDim>::kThreads), 1)
   const BlockState block = BlockStateOf(shared, layout, Mine::kStages);
   const Ring narrow = NarrowLayout<kHeadDim>::RingAt(SharedAddress(shared) + Mine::NarrowAt());
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  if (warp < kConsumers) {
-    if (warp == 0) {
-      InitBarriers(block, kConsumers, kProducers, Mine::kWideners);
-      if constexpr (Mine::kWidens) InitRing(narrow, kProducers * 32, Mine::kWideners);
-    }
-    if (threadIdx.x < kOnesBytes / 4) {
-      reinterpret_cast<uint32_t*>(shared + Mine::OnesAt())[threadIdx.x] =
-          Pack<ProductType<T, Kv>>(1, 1);
-    }
+  const int producer = warp - kConsumers;
+  Unit first;
+  RowsAhead rows;
+  if (warp == 0) {
+    InitBarriers(block, kConsumers, kProducers, Mine::kWideners);
+    if constexpr (Mine::kWidens) InitRing(narrow, kProducers * 32, Mine::kWideners);
+  } else if (producer >= 0 && producer < kProducers) {
+    const ProducerPart part(producer);
+    first = UnitAt(p, static_cast<int>(blockIdx.x));
+    rows.Start(p, first.index, part.first_token);
+    if (threadIdx.x % 32 == 0) PrefetchMap(part.is_key ? keys : values);
+  }
+  if (threadIdx.x < kOnesBytes / 4) {
+    reinterpret_cast<uint32_t*>(shared + Mine::OnesAt())[threadIdx.x] =
+        Pack<ProductType<T, Kv>>(1, 1);
     ProductsSeeCopies();
-    __syncthreads();
+  }
+  __syncthreads();
+  if (warp < kConsumers) {
     LetDependentsStart();
     TakeRegisters<Mine::kConsumerRegisters>();
     Consume<T, Kv>(block, layout, p);
-  } else if (warp < kConsumers + kProducers) {
+  } else if (producer < kProducers) {
     GiveRegisters<Mine::kProducerRegisters>();
-    const int index = warp - kConsumers;
-    if constexpr (Mine::kWidens) {
-      Produce<NarrowTile<kHeadDim>>(block, narrow, p, keys, values, index);
-    } else {
-      Produce<OperandTile<kHeadDim>>(block, block.ring, p, keys, values, index);
-    }
+    using Tile = std::conditional_t<Mine::kWidens, NarrowTile<kHeadDim>, OperandTile<kHeadDim>>;
+    const bool is_key = ProducerPart(producer).is_key;
+    Produce<Tile>(block, Mine::kWidens ? narrow : block.ring, p, is_key ? keys : values, producer,
+                  first, rows);
   } else if constexpr (Mine::kWidens) {
     GiveRegisters<Mine::kWidenerRegisters>();
-    __syncthreads();
     LetDependentsStart();
-    const int index = warp - kConsumers - kProducers;
-    WideningStream<kHeadDim> stream(narrow, block.ring, /*is_key=*/index < 2,
-                                    /*first_token=*/index % 2 * kWarpTokens);
+    const ProducerPart part(producer - kProducers);
+    WideningStream<kHeadDim> stream(narrow, block.ring, part.is_key, part.first_token);
     FollowUnits(block, stream);
   }
 #endif

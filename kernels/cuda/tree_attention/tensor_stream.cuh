@@ -162,18 +162,17 @@ class TensorStream {
 
  public:
   // `map` describes K or V, as `is_key` says which. `queries` is a barrier: only kFirstStages are
-  // asked for before it has passed once. `first` is the block's first unit.
+  // asked for before it has passed once. `rows` was started for the block's first unit.
   __device__ TensorStream(const Ring& ring, uint32_t queries, const AttentionArguments& p,
-                          const CUtensorMap& map, bool is_key, int first_token, const Unit& first)
+                          const CUtensorMap& map, bool is_key, int first_token,
+                          const RowsAhead& rows)
       : ring_(ring),
         queries_(queries),
         p_(p),
         map_(map),
         is_key_(is_key),
-        first_token_(first_token) {
-    rows_.Start(p, first.index, first_token);
-    if (threadIdx.x % 32 == 0) PrefetchMap(map);
-  }
+        first_token_(first_token),
+        rows_(rows) {}
 
   // Asks for the first stage of the block's first unit, if its record tells of it, before all else.
   __device__ void Start(const Unit& first) {

@@ -10,6 +10,8 @@ namespace {
 // A plan is extended until leaves have made all of it this part costlier than it was when it was
 // balanced, or a piece of it that much costlier than the costliest was.
 constexpr int kGrowthPart = 8;
+// With more tiles than this, one that differs from the others no longer counts.
+constexpr size_t kFewTiles = 16;
 
 }  // namespace
 
@@ -34,10 +36,10 @@ void TreePlanner::Impl::Build(const TreeShape& shape, const PlanOptions& options
       break;
     case AttentionVariant::kDefault:
       TileBySubtree();
-      EvenOutTiles();
+      if (row_tiles.size() > 1 && row_tiles.size() <= kFewTiles) EvenOutTiles(row_tiles.size());
       ListTiles();
       ChoosePieces();
-      if (options.cost.merge > 0) TakeFinerTilesInsteadOfCutting();
+      if (options.cost.merge > 0) TakeMoreTiles();
       CutTiles();
       break;
     case AttentionVariant::kNode:

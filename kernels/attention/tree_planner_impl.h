@@ -45,7 +45,7 @@ struct TreePlanner::Impl {
   // Query-guided variants: tiles of rows first, then the KV that each sees.
   void TileByBranch();
   void TileBySubtree();
-  void EvenOutTiles();
+  void EvenOutTiles(size_t num_tiles);
   void AddRows(RowInterval rows, bool may_join);
   void ListTiles();
   void ListTile(RowInterval tile);
@@ -53,7 +53,8 @@ struct TreePlanner::Impl {
   bool SplitCostliest();
   int64_t CostOfTiles();
   static bool IsCut(const Tile& tile) { return tile.pieces > 1; }
-  void TakeFinerTilesInsteadOfCutting();
+  void TakeMoreTiles();
+  int64_t CostOfWidestNodes() const;
   void CutTiles();
   void CutTile(const Tile& tile, int64_t share);
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/attention/tree_planner_impl.h"
 
@@ -10,11 +11,11 @@ constexpr int kMostRounds = 4;
 // What more pieces must save. Workers that share a memory keep it busy if some of them idle, and
 // what it costs them to change units is in no cost.
 constexpr int kLeastGainPart = 6;
+// What more tiles must save, which read more.
+constexpr int kLeastGainPartOfTiles = 32;
 // With more units than this a worker, claiming them one by one balances better than cutting: only
 // what is more than an even share by itself is cut.
 constexpr int kManyUnitsPerWorker = 8;
-// With more tiles than this, one that differs from the others no longer counts.
-constexpr size_t kFewTiles = 8;
 
 // The first page of the span, `from` or after, whose middle lies more than `cost` from the span's
 // begin; the span's end if there is none.
@@ -74,12 +75,10 @@ void TreePlanner::Impl::TileBySubtree() {
   }
 }
 
-// As many tiles with the fewest rows that the largest can have. Tiles below a node that is wider
-// than a tile are then much alike: they are cut at the same places of it, pieces that read the same
-// KV keep in step, and as many of each make a round of the workers.
-void TreePlanner::Impl::EvenOutTiles() {
-  const size_t num_tiles = row_tiles.size();
-  if (num_tiles <= 1 || num_tiles > kFewTiles) return;
+// At most so many tiles, with the fewest rows that the largest can have. Tiles below a node that is
+// wider than a tile are then much alike: they are cut at the same places of it, pieces that read
+// the same KV keep in step, and as many of each make a round of the workers.
+void TreePlanner::Impl::EvenOutTiles(size_t num_tiles) {
   const int32_t most_rows = rows_per_tile;
   const auto tile_of = [&](int32_t rows) {
     rows_per_tile = rows;
@@ -88,15 +87,14 @@ void TreePlanner::Impl::EvenOutTiles() {
     return row_tiles.size() <= num_tiles;
   };
   auto enough = static_cast<int32_t>(CeilDiv(order.num_rows(), static_cast<int64_t>(num_tiles)));
-  for (int32_t most = most_rows; enough < most;) {
-    const int32_t middle = enough + (most - enough) / 2;
-    if (tile_of(middle)) {
-      most = middle;
-    } else {
-      enough = middle + 1;
+  if (!tile_of(enough)) {
+    int32_t too_few = enough;
+    for (enough = most_rows; enough - too_few > 1;) {
+      const int32_t middle = too_few + (enough - too_few) / 2;
+      (tile_of(middle) ? enough : too_few) = middle;
     }
+    tile_of(enough);
   }
-  tile_of(enough);
   rows_per_tile = most_rows;
 }
 
@@ -224,29 +222,48 @@ int64_t TreePlanner::Impl::CostOfTiles() {
   return last + (cut ? options.cost.merge : 0);
 }
 
-// Where as many tiles of fewer rows as there are workers cost less than pieces and their merge: no
-// row has a partial state then. Shared KV is read by more tiles, so this pays where it is short.
-void TreePlanner::Impl::TakeFinerTilesInsteadOfCutting() {
-  if (std::ranges::none_of(tiles, IsCut)) return;
-  const int64_t cost = CostOfTiles();
-  size_t num_tiles = tiles.size();
-  for (rows_per_tile /= 2; rows_per_tile >= 1; rows_per_tile /= 2) {
-    row_tiles.clear();
-    TileBySubtree();
-    if (row_tiles.size() == num_tiles) continue;
-    num_tiles = row_tiles.size();
-    if (static_cast<int64_t>(num_tiles) * plan.options.num_kv_heads > plan.options.num_workers) {
-      return;
+// More tiles, where they are done sooner: as many as make full rounds of the workers, whole or in
+// equal pieces. Fewer workers idle then, and rows of whole tiles have no partial states; but what
+// tiles share is read by more of them.
+void TreePlanner::Impl::TakeMoreTiles() {
+  const PlanOptions& options = plan.options;
+  const int64_t workers = options.num_workers / options.num_kv_heads;  // of a kv head
+  const auto least = static_cast<int64_t>(tiles.size());
+  if (workers <= 1 || least == 0 || least >= kManyUnitsPerWorker * workers) return;
+  const int64_t most = CeilDiv(least, workers) * workers;
+  const int64_t read_by_each = CostOfWidestNodes();
+  const int64_t read_now =
+      std::accumulate(tiles.begin(), tiles.end(), int64_t{0},
+                      [](int64_t sum, const Tile& tile) { return sum + tile.cost; });
+  int64_t best = CostOfTiles();
+  for (int64_t num_tiles = most, parts = 1; num_tiles > least; num_tiles = most / ++parts) {
+    if (read_now + (num_tiles - least) * read_by_each >= best * workers) continue;
+    std::swap(tiles, other_tiles);
+    std::swap(tile_runs, other_runs);
+    std::swap(plan.slot_rows, other_slot_rows);
+    EvenOutTiles(num_tiles);
+    ListTiles();
+    ChoosePieces();
+    const int64_t cost = CostOfTiles();
+    if (cost < best - best / kLeastGainPartOfTiles) {
+      best = cost;
+      continue;
     }
     std::swap(tiles, other_tiles);
     std::swap(tile_runs, other_runs);
     std::swap(plan.slot_rows, other_slot_rows);
-    ListTiles();
-    if (CostOfTiles() < cost) return;
-    std::swap(tiles, other_tiles);
-    std::swap(tile_runs, other_runs);
-    std::swap(plan.slot_rows, other_slot_rows);
   }
+}
+
+// Of the nodes that all rows see, and so every tile reads.
+int64_t TreePlanner::Impl::CostOfWidestNodes() const {
+  int64_t cost = 0;
+  const Tile& tile = tiles.front();
+  for (int32_t r = tile.run_begin; r < tile.run_end; ++r) {
+    const NodeRows& rows = order.rows(tile_runs[r].tokens.node);
+    if (rows.end - rows.begin == order.num_rows()) cost += Cost(tile_runs[r]);
+  }
+  return cost;
 }
 
 // kDefault cuts all tiles at the same cost from their roots on: pieces that read the same KV then

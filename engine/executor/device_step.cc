@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/tree_attention/device_plan.h"
 
 namespace espalier {
 namespace {
@@ -130,7 +131,8 @@ absl::Status DeviceStep::Launch(const StepBatch& batch, const TreePlan& plan, bo
     graphs_.Run({.rows = rows,
                  .logits_rows = logits_rows,
                  .requests = requests,
-                 .has_partials = plan.stats.partial_rows > 0},
+                 .has_partials = plan_buffers_.device_plan().has_partials,
+                 .has_pairs = plan_buffers_.device_plan().has_pairs},
                 int64_t{plan_buffers_.generation()} << 32 | sampler_.generation(), run);
   } else {
     run();

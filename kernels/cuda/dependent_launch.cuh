@@ -26,28 +26,41 @@ __device__ T LoadAhead(const T* from) {
   return *const_cast<const volatile T*>(from);
 }
 
+struct LaunchShape {
+  dim3 blocks;
+  dim3 threads;
+  int shared_bytes = 0;    // a block
+  int cluster_blocks = 1;  // neighbours in a cluster, along x
+};
+
 // Launches blocks that may start while the kernel before still runs, and so await it, where
 // `overlaps` says that the device can. Not recorded by a graph that is being captured: the
 // attribute of the kernel.
 template <typename... Parameters, typename... Arguments>
-cudaError_t LaunchOverlapping(void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
-                              int shared_bytes, bool overlaps, cudaStream_t stream,
-                              const Arguments&... arguments) {
-  if (shared_bytes > 0) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+cudaError_t LaunchOverlapping(void (*kernel)(Parameters...), const LaunchShape& shape,
+                              bool overlaps, cudaStream_t stream, const Arguments&... arguments) {
+  if (shape.shared_bytes > 0) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
     if (error != cudaSuccess) return error;
   }
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
-  config.gridDim = blocks;
-  config.blockDim = threads;
-  config.dynamicSmemBytes = shared_bytes;
+  config.gridDim = shape.blocks;
+  config.blockDim = shape.threads;
+  config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = overlaps ? 1 : 0;
+  config.attrs = attributes;
+  if (overlaps) {
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster_blocks > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster_blocks), 1, 1};
+  }
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

@@ -14,6 +14,7 @@ struct GraphKey {
   int logits_rows = 0;
   int requests = 0;  // sampling requests
   bool has_partials = false;
+  bool has_pairs = false;
   bool operator==(const GraphKey&) const = default;
 };
 

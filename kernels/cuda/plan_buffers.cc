@@ -9,6 +9,7 @@
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/tree_attention/device_plan.h"
 #include "kernels/cuda/tree_attention/expand_tokens.h"
+#include "kernels/cuda/tree_attention/partition_pairs.h"
 #include "kernels/cuda/tree_attention/stage_order.h"
 #include "kernels/runtime/device_memory.h"
 
@@ -41,7 +42,7 @@ static_assert(kTargetDirect == TreePlan::kDirect);
 static_assert(kTargetUntouched == TreePlan::kUntouched);
 
 bool RunsOnHopper(const Context& ctx, AttentionKernel kernel) {
-  return ctx.cuda().compute_capability == 90 && kernel == AttentionKernel::kBest;
+  return ctx.cuda().compute_capability == 90 && kernel != AttentionKernel::kPortable;
 }
 
 int64_t AlignUp(int64_t value, int64_t alignment) {
@@ -51,13 +52,14 @@ int64_t AlignUp(int64_t value, int64_t alignment) {
 // Where the arrays of a plan lie in its block, in words.
 class BlockLayout {
  public:
-  explicit BlockLayout(const TreePlan& plan)
+  BlockLayout(const TreePlan& plan, const PartitionPairs& pairs)
       : header(Place<PlanHeader>(1)),
         records(Place<PlanRecord>(plan.partitions.size())),
         // Each partition's padding is one more, and a stage may end within an entry.
         entries(Place<PlanEntryRecord>(plan.entries.size() + plan.partitions.size() +
                                        plan.stats.read_kv_tokens / kStageTokens)),
-        stages(Place<PlanStage>(plan.stats.read_kv_tokens / kStageTokens + plan.partitions.size())),
+        stages(Place<PlanStage>(plan.stats.read_kv_tokens / kStageTokens + plan.partitions.size() +
+                                pairs.num_empty_stages())),
         slot_rows(Place<RowInterval>(plan.slot_rows.size())),
         queries(Place<int32_t>(plan.query_of_row.size())),
         targets(Place<int32_t>(plan.row_targets.size())),
@@ -93,17 +95,19 @@ class BlockLayout {
 // Writes the block, and with it where each token of the plan goes in the token lists.
 class BlockWriter {
  public:
-  BlockWriter(const TreePlan& plan, const BlockLayout& layout, StageOrder& order, int32_t* words)
-      : plan_(plan), layout_(layout), order_(order), words_(words) {}
+  BlockWriter(const TreePlan& plan, const PartitionPairs& pairs, const BlockLayout& layout,
+              StageOrder& order, int32_t* words)
+      : plan_(plan), pairs_(pairs), layout_(layout), order_(order), words_(words) {}
 
   void Write() {
     *At<PlanHeader>(layout_.header) = {
         .num_partitions = plan_.num_partitions(),
+        .num_pairs = pairs_.num_pairs(),
         .num_merge_rows = static_cast<int32_t>(plan_.merge_rows.size()),
         .merge_rows_at = static_cast<int32_t>(layout_.merge_rows)};
     record_ = At<PlanRecord>(layout_.records);
-    for (const int32_t index : plan_.run_order) {
-      WritePartition(plan_.partitions[index]);
+    for (int place = 0; place < plan_.num_partitions(); ++place) {
+      WritePartition(plan_.partitions[pairs_.run_order()[place]], place);
       ++record_;
     }
     Copy(plan_.slot_rows, layout_.slot_rows);
@@ -127,7 +131,7 @@ class BlockWriter {
     if (!from.empty()) std::memcpy(words_ + word, from.data(), from.size() * sizeof(T));
   }
 
-  void WritePartition(const PlanPartition& partition) {
+  void WritePartition(const PlanPartition& partition, int place) {
     ESPALIER_CHECK((partition.rows.end - partition.rows.begin) * plan_.options.group_size <=
                    kMostPackedRows);
     int64_t in_groups = 0;
@@ -136,7 +140,7 @@ class BlockWriter {
       in_groups += plan_.entries[e].count / kGroupTokens * kGroupTokens;
       num_tokens += plan_.entries[e].count;
     }
-    const int64_t num_stages = (num_tokens + kStageTokens - 1) / kStageTokens;
+    const int64_t num_stages = pairs_.NumStages(place, num_tokens);
     record_->unit = {.token_begin = static_cast<int32_t>(num_tokens_),
                      .num_stages = static_cast<int32_t>(num_stages),
                      .num_rows = partition.rows.end - partition.rows.begin,
@@ -150,8 +154,9 @@ class BlockWriter {
     const std::span<const PlanEntry> entries =
         std::span(plan_.entries)
             .subspan(partition.entry_begin, partition.entry_end - partition.entry_begin);
+    const SharedStages shared = pairs_.shared(place);
     const std::span<const EntryPart> parts =
-        order_.Of(entries, partition.rows, plan_.options.group_size);
+        order_.Of(entries, partition.rows, plan_.options.group_size, shared);
     if (parts.empty()) {
       for (const PlanEntry& entry : entries) WriteEntry(entry, partition.rows.begin);
     }
@@ -160,7 +165,8 @@ class BlockWriter {
       entry.first_slot += part.offset;
       entry.count = part.count;
       if (entry.slot_rows >= 0) entry.slot_rows += part.offset;
-      WriteEntry(entry, partition.rows.begin);
+      if (part.is_shared) entry.read_again = shared.read_again;
+      WriteEntry(entry, partition.rows.begin, part.is_shared ? kForBoth : 0);
     }
     record_->num_start_stages =
         static_cast<int32_t>(std::min<int64_t>(kStartStages, in_groups / kStageTokens));
@@ -168,14 +174,14 @@ class BlockWriter {
     if (rest_begin_ < num_tokens_) WritePadding(num_tokens_ - rest_begin_);
   }
 
-  void WriteEntry(const PlanEntry& entry, int32_t first_row) {
+  void WriteEntry(const PlanEntry& entry, int32_t first_row, int32_t flags = 0) {
     const auto packed = [&](int32_t row) {
       return static_cast<uint32_t>((row - first_row) * plan_.options.group_size);
     };
     const int64_t kv_rows_of_page = int64_t{plan_.options.num_kv_heads} * plan_.page_size;
     const int32_t kv_row = static_cast<int32_t>(entry.page * kv_rows_of_page + entry.first_slot) |
                            (entry.read_again ? kReadAgain : 0) |
-                           (entry.written_now ? kWrittenNow : 0);
+                           (entry.written_now ? kWrittenNow : 0) | flags;
     *entry_++ = {.kv_row = kv_row,
                  .groups_begin = static_cast<int32_t>(groups_begin_),
                  .rest_begin = static_cast<int32_t>(rest_begin_),
@@ -212,7 +218,7 @@ class BlockWriter {
     return some | kAllSee * WarpBits(up(begin), end == num_rows ? up(end) : end / kWarpRows);
   }
 
-  // Of a partition's last stage.
+  // Of a partition's last stages.
   void WritePadding(int64_t count) {
     *entry_++ = {
         .kv_row = kAbsentToken,
@@ -222,7 +228,9 @@ class BlockWriter {
         .rows = 0,
         .slot_rows = -1,
         .row_begin = 0};
-    stages_[rest_begin_ / kStageTokens].seen &= ~kEachSeesAll;
+    for (int64_t at = rest_begin_ / kStageTokens; at * kStageTokens < num_tokens_; ++at) {
+      stages_[at].seen &= ~kEachSeesAll;
+    }
   }
 
   void WriteMergeRows() {
@@ -236,6 +244,7 @@ class BlockWriter {
   }
 
   const TreePlan& plan_;
+  const PartitionPairs& pairs_;
   const BlockLayout& layout_;
   StageOrder& order_;
   int32_t* words_;
@@ -259,7 +268,8 @@ struct PlanBytes {
 }  // namespace
 
 struct PlanBuffers::Impl {
-  explicit Impl(const Context& context) : ctx(context), stagings{Staging(ctx), Staging(ctx)} {}
+  Impl(const Context& context, AttentionKernel which)
+      : ctx(context), kernel(which), stagings{Staging(ctx), Staging(ctx)} {}
   // What was uploaded last may still be on its way.
   ~Impl() { Synchronize(ctx); }
 
@@ -270,7 +280,9 @@ struct PlanBuffers::Impl {
   };
 
   const Context& ctx;
+  const AttentionKernel kernel;
   DevicePlan plan;
+  PartitionPairs pairs;  // of the plan that is being uploaded
   StageOrder order;
   int generation = 0;
   Staging stagings[2];  // taken in turns, for a step's may still wait behind the step before
@@ -282,6 +294,7 @@ struct PlanBuffers::Impl {
   DeviceBuffer partial_weights;
   DeviceBuffer claims;
 
+  void FindPairs(const TreePlan& tree_plan);
   PlanBytes BytesOf(const TreePlan& tree_plan, const BlockLayout& layout) const;
   bool Holds(const PlanBytes& bytes) const;
   bool Grow(const PlanBytes& bytes);
@@ -301,7 +314,7 @@ struct PlanBuffers::Impl {
 };
 
 PlanBuffers::PlanBuffers(const Context& ctx, int num_heads, int head_dim, AttentionKernel kernel)
-    : impl_(std::make_unique<Impl>(ctx)) {
+    : impl_(std::make_unique<Impl>(ctx, kernel)) {
   impl_->plan.num_heads = num_heads;
   impl_->plan.head_dim = head_dim;
   impl_->plan.runs_on_hopper = RunsOnHopper(ctx, kernel);
@@ -312,7 +325,8 @@ int PlanBuffers::generation() const { return impl_->generation; }
 const DevicePlan& PlanBuffers::device_plan() const { return impl_->plan; }
 
 bool PlanBuffers::Upload(const TreePlan& tree_plan) {
-  const BlockLayout layout(tree_plan);
+  impl_->FindPairs(tree_plan);
+  const BlockLayout layout(tree_plan, impl_->pairs);
   const PlanBytes bytes = impl_->BytesOf(tree_plan, layout);
   if (!impl_->Holds(bytes) && !impl_->Grow(bytes)) return false;
   impl_->Write(tree_plan, layout);
@@ -320,15 +334,28 @@ bool PlanBuffers::Upload(const TreePlan& tree_plan) {
 }
 
 bool PlanBuffers::UploadAhead(const TreePlan& tree_plan) {
-  const BlockLayout layout(tree_plan);
+  impl_->FindPairs(tree_plan);
+  const BlockLayout layout(tree_plan, impl_->pairs);
   if (!impl_->Holds(impl_->BytesOf(tree_plan, layout))) return false;
   impl_->Write(tree_plan, layout);
   return true;
 }
 
+// Where the kernel takes them, and blocks are even in number.
+void PlanBuffers::Impl::FindPairs(const TreePlan& tree_plan) {
+  if (!plan.runs_on_hopper || ctx.cuda().num_sms % 2 != 0) {
+    pairs.FindNone(tree_plan);
+  } else if (kernel == AttentionKernel::kPairs) {
+    pairs.Find(tree_plan);
+  } else {
+    pairs.FindIfTheyPay(tree_plan);
+  }
+}
+
 PlanBytes PlanBuffers::Impl::BytesOf(const TreePlan& tree_plan, const BlockLayout& layout) const {
-  const int64_t most_tokens =
-      tree_plan.stats.read_kv_tokens + int64_t{kStageTokens - 1} * tree_plan.num_partitions();
+  const int64_t most_tokens = tree_plan.stats.read_kv_tokens +
+                              int64_t{kStageTokens - 1} * tree_plan.num_partitions() +
+                              kStageTokens * pairs.num_empty_stages();
   ESPALIER_CHECK(most_tokens <= std::numeric_limits<int32_t>::max());
   // Blocks read a record before they know whether there is one: from memory that is theirs, and was
   // written.
@@ -378,6 +405,7 @@ void PlanBuffers::Impl::Write(const TreePlan& tree_plan, const BlockLayout& layo
   plan.partial_weights = partial_weights.As<PartialWeight>();
   plan.claims = claims.As<int32_t>();
   plan.has_partials = tree_plan.stats.partial_rows > 0;
+  plan.has_pairs = pairs.num_pairs() > 0;
   plan.num_kv_heads = options.num_kv_heads;
   plan.group_size = options.group_size;
   plan.group_inverse = 65536 / options.group_size + 1;
@@ -391,7 +419,7 @@ void PlanBuffers::Impl::Write(const TreePlan& tree_plan, const BlockLayout& layo
   Staging& staging = stagings[next_staging];
   next_staging ^= 1;
   staging.copied.Wait();
-  BlockWriter writer(tree_plan, layout, order, staging.memory.As<int32_t>());
+  BlockWriter writer(tree_plan, pairs, layout, order, staging.memory.As<int32_t>());
   writer.Write();
   CopyToDevice(ctx, block.As<void>(), staging.memory.As<void>(), layout.bytes());
   staging.copied.Record();

@@ -13,8 +13,9 @@ namespace espalier {
 struct DevicePlan;  // kernels/cuda/tree_attention/device_plan.h
 
 // Which kernel runs a plan. kBest: the fastest that the device can run. kPortable: the one that
-// every device can.
-enum class AttentionKernel { kBest, kPortable };
+// every device can. kPairs: as kBest, with pairs of blocks that share KV also where that does not
+// pay.
+enum class AttentionKernel { kBest, kPortable, kPairs };
 
 class PlanBuffers {
  public:

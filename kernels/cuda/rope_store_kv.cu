@@ -108,7 +108,7 @@ void RopeStoreKv(const Context& ctx, const RopeStoreKvParams& p) {
   const dim3 block(p.kv.head_dim / 2, kHeads);
   DispatchKv(ctx.activation_dtype(), p.kv.dtype, [&]<typename T, typename Kv>() {
     const cudaError_t error =
-        LaunchOverlapping(RopeStoreKvKernel<T, Kv>, grid, block, /*shared_bytes=*/0,
+        LaunchOverlapping(RopeStoreKvKernel<T, Kv>, {.blocks = grid, .threads = block},
                           ctx.cuda().overlaps(), StreamOf(ctx),
                           RopeArguments<T, Kv>{.qkv = static_cast<const T*>(p.qkv),
                                                .q = static_cast<T*>(p.q),

@@ -194,10 +194,10 @@ void RmsNorm(const Context& ctx, const RmsNormParams& p) {
   if (p.rows == 0) return;
   DispatchActivation(ctx.activation_dtype(), [&]<typename T>(T) {
     const auto launch = [&](auto* kernel) {
-      const cudaError_t error =
-          LaunchOverlapping(kernel, p.rows, kNormThreads, /*shared_bytes=*/0, ctx.cuda().overlaps(),
-                            StreamOf(ctx), p.x, static_cast<const T*>(p.residual), p.weight, p.eps,
-                            p.hidden, static_cast<T*>(p.out));
+      const cudaError_t error = LaunchOverlapping(
+          kernel, {.blocks = p.rows, .threads = kNormThreads}, ctx.cuda().overlaps(), StreamOf(ctx),
+          p.x, static_cast<const T*>(p.residual), p.weight, p.eps, p.hidden,
+          static_cast<T*>(p.out));
       Check(ctx, "RmsNorm", error);
     };
     constexpr int kPerItem = kNormThreads * 4;
@@ -220,7 +220,7 @@ void SwiGlu(const Context& ctx, const SwiGluParams& p) {
       const int a_block = kThreads * width;
       const dim3 grid((p.intermediate + a_block - 1) / a_block, p.rows);
       const cudaError_t error = LaunchOverlapping(
-          kernel, grid, kThreads, /*shared_bytes=*/0, ctx.cuda().overlaps(), StreamOf(ctx),
+          kernel, {.blocks = grid, .threads = kThreads}, ctx.cuda().overlaps(), StreamOf(ctx),
           static_cast<const T*>(p.gate_up), p.intermediate, static_cast<T*>(p.out));
       Check(ctx, "SwiGlu", error);
     };

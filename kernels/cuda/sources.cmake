@@ -14,6 +14,7 @@ if(ESPALIER_CUDA)
     cuda/tree_attention/expand_tokens.cu
     cuda/tree_attention/hopper_kernel.cu
     cuda/tree_attention/merge_kernel.cu
+    cuda/tree_attention/partition_pairs.cc
     cuda/tree_attention/portable_kernel.cu
     cuda/tree_attention/stage_order.cc
     cuda/tree_attention/tensor_map.cc

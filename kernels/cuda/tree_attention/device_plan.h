@@ -23,7 +23,8 @@ inline constexpr int kGroupTokens = 8;
 inline constexpr int32_t kReadAgain = 1 << 30;   // other partitions read it, too: to be cached
 inline constexpr int32_t kWholeGroup = 1 << 29;  // of a group's first: all eight are neighbours
 inline constexpr int32_t kWrittenNow = 1 << 28;  // by this step, perhaps by the kernel before
-inline constexpr int32_t kKvRowMask = kWrittenNow - 1;
+inline constexpr int32_t kForBoth = 1 << 27;  // of a group's first: of a stage that a pair shares
+inline constexpr int32_t kKvRowMask = kForBoth - 1;
 // Padding. Has all bits: a group of padding is a whole group of a row that no cache reaches.
 inline constexpr int32_t kAbsentToken = -1;
 
@@ -31,7 +32,10 @@ inline constexpr int32_t kAbsentToken = -1;
 inline constexpr int32_t kTargetDirect = -1;
 inline constexpr int32_t kTargetUntouched = -2;
 
-// A partition, in the plan's run order. Each kv head is a unit of work of its own.
+// A partition, in run order. Each kv head is a unit of work of its own. The first partitions are
+// pairs, of which the two blocks of a cluster take both units of a head at once: these have equally
+// many stages, and where one of these is kForBoth it is so in both units, with the same tokens,
+// half of which each block brings to both.
 struct alignas(32) PlanUnit {
   int32_t token_begin;  // into the token lists
   int32_t num_stages;   // > 0, each of kStageTokens
@@ -89,6 +93,7 @@ struct alignas(8) PartialWeight {
 
 struct alignas(64) PlanHeader {
   int32_t num_partitions;
+  int32_t num_pairs;
   int32_t num_merge_rows;
   int32_t merge_rows_at;  // word of the first PlanMergeRow
 };
@@ -106,6 +111,7 @@ struct DevicePlan {
   // What the plan in place is, and was made for.
   bool runs_on_hopper = false;  // by the kernel that needs sm_90a
   bool has_partials = false;
+  bool has_pairs = false;
   int num_heads = 0;
   int num_kv_heads = 0;
   int group_size = 0;     // query heads a kv head

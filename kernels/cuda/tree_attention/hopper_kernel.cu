@@ -70,7 +70,7 @@ __device__ WarpTile TileOfWarp(const WarpTile& group, int warp) {
   return tile;
 }
 
-template <typename T, typename Kv, int kHeadDim>
+template <typename T, typename Kv, int kHeadDim, bool kPairs>
 __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& layout,
                         const AttentionArguments& p) {
   const int warp = Uniform(static_cast<int>(threadIdx.x) / 32);
@@ -90,8 +90,9 @@ __device__ void Consume(const BlockState& block, const SharedLayout<kHeadDim>& l
     const WarpRows of_warp(p, unit, tile);
     LoadQueries<T, Kv, kHeadDim>(p, unit, of_warp, room);
     QueriesCame(block, &first_queries);
-    RowsInFlight<ProductType<T, Kv>, kHeadDim> rows(
-        block, SharedAddress(block.shared + Shares<Kv, kHeadDim>::OnesAt()), group, tile, room,
+    RowsInFlight<ProductType<T, Kv>, kHeadDim, kPairs> rows(
+        block.ring, Uniform(unit.in_pair) != 0,
+        SharedAddress(block.shared + Shares<Kv, kHeadDim>::OnesAt()), group, tile, room,
         ScoreScale<Kv>(p));
     rows.Take(&stages);
     if (tile.ways > 1) {
@@ -112,17 +113,19 @@ struct ProducerPart {
 };
 
 // A producer warp. `first` is the block's first unit, and `rows` was started for it.
-template <typename Tile>
+template <typename Tile, bool kPairs>
 __device__ void Produce(const BlockState& block, const Ring& ring, const AttentionArguments& p,
                         const CUtensorMap& map, int index, const Unit& first,
                         const RowsAhead& rows) {
   const ProducerPart part(index);
-  TensorStream<Tile> stream(ring, SharedAddress(&block.barriers->queries), p, map, part.is_key,
-                            part.first_token, rows);
+  TensorStream<Tile, kPairs> stream(ring, SharedAddress(&block.barriers->queries), p, map,
+                                    part.is_key, part.first_token, rows);
   stream.Start(first);
   LetDependentsStart();
   if (index == 0) {
     ClaimUnits(block, p, first, stream);
+    // The other block may still release stages of this one's ring.
+    if (kPairs && first.in_pair) stream.Drain();
   } else {
     FollowUnits(block, stream);
   }
@@ -130,7 +133,9 @@ __device__ void Produce(const BlockState& block, const Ring& ring, const Attenti
 
 #endif  // ESPALIER_HOPPER
 
-template <typename T, typename Kv, int kHeadDim>
+// kPairs: the plan has pairs, and blocks are launched in clusters of two. Not with E4M3: copies go
+// to another ring than the one that consumers release, and are half as many bytes.
+template <typename T, typename Kv, int kHeadDim, bool kPairs>
 __global__ void __launch_bounds__((Shares<Kv, kHeadDim>::kThreads), 1)
     HopperAttention(const __grid_constant__ AttentionArguments p,
                     const __grid_constant__ CUtensorMap keys,
@@ -146,8 +151,9 @@ __global__ void __launch_bounds__((Shares<Kv, kHeadDim>::kThreads), 1)
   Unit first;
   RowsAhead rows;
   if (warp == 0) {
-    InitBarriers(block, kConsumers, kProducers, Mine::kWideners);
+    InitBarriers(block, kConsumers, kProducers, kReleases<kPairs>, Mine::kWideners);
     if constexpr (Mine::kWidens) InitRing(narrow, kProducers * 32, Mine::kWideners);
+    if constexpr (kPairs) AnnounceBarriers();
   } else if (producer >= 0 && producer < kProducers) {
     const ProducerPart part(producer);
     first = UnitAt(p, static_cast<int>(blockIdx.x));
@@ -159,17 +165,21 @@ __global__ void __launch_bounds__((Shares<Kv, kHeadDim>::kThreads), 1)
         Pack<ProductType<T, Kv>>(1, 1);
     ProductsSeeCopies();
   }
-  __syncthreads();
+  if constexpr (kPairs) {
+    SyncCluster();
+  } else {
+    __syncthreads();
+  }
   if (warp < kConsumers) {
     LetDependentsStart();
     TakeRegisters<Mine::kConsumerRegisters>();
-    Consume<T, Kv>(block, layout, p);
+    Consume<T, Kv, kHeadDim, kPairs>(block, layout, p);
   } else if (producer < kProducers) {
     GiveRegisters<Mine::kProducerRegisters>();
     using Tile = std::conditional_t<Mine::kWidens, NarrowTile<kHeadDim>, OperandTile<kHeadDim>>;
     const bool is_key = ProducerPart(producer).is_key;
-    Produce<Tile>(block, Mine::kWidens ? narrow : block.ring, p, is_key ? keys : values, producer,
-                  first, rows);
+    Produce<Tile, kPairs>(block, Mine::kWidens ? narrow : block.ring, p, is_key ? keys : values,
+                          producer, first, rows);
   } else if constexpr (Mine::kWidens) {
     GiveRegisters<Mine::kWidenerRegisters>();
     LetDependentsStart();
@@ -190,9 +200,17 @@ cudaError_t Launch(const AttentionArguments& arguments, DType kv_dtype,
   };
   if (const cudaError_t error = map(arguments.k, &keys); error != cudaSuccess) return error;
   if (const cudaError_t error = map(arguments.v, &values); error != cudaSuccess) return error;
-  return LaunchOverlapping(HopperAttention<T, Kv, kHeadDim>, device.num_sms,
-                           Shares<Kv, kHeadDim>::kThreads, Shares<Kv, kHeadDim>::SharedBytes(),
-                           device.overlaps, stream, arguments, keys, values);
+  using Mine = Shares<Kv, kHeadDim>;
+  LaunchShape shape = {
+      .blocks = device.num_sms, .threads = Mine::kThreads, .shared_bytes = Mine::SharedBytes()};
+  auto* kernel = HopperAttention<T, Kv, kHeadDim, false>;
+  if constexpr (!Mine::kWidens) {
+    if (arguments.plan.has_pairs) {
+      kernel = HopperAttention<T, Kv, kHeadDim, true>;
+      shape.cluster_blocks = 2;
+    }
+  }
+  return LaunchOverlapping(kernel, shape, device.overlaps, stream, arguments, keys, values);
 }
 
 }  // namespace

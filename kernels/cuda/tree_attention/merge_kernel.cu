@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocksPerSm = 4;  // that an SM has registers for: 64 a thread
-constexpr int kLoads = 4;  // of 16 bytes, that a lane asks for at once
+constexpr int kLoads = 4;        // of 16 bytes, that a lane asks for at once
 
 __device__ float WarpMax(float value) {
   for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) {
@@ -121,8 +121,9 @@ cudaError_t LaunchMerge(const AttentionArguments& arguments, DType dtype,
   cudaError_t error = cudaSuccess;
   DispatchActivation(dtype, [&]<typename T>(T) {
     const auto kernel = arguments.plan.head_dim == 128 ? MergeKernel<T, 128> : MergeKernel<T, 64>;
-    error = LaunchOverlapping(kernel, device.num_sms * kBlocksPerSm, kThreads, /*shared_bytes=*/0,
-                              device.overlaps, stream, arguments);
+    error =
+        LaunchOverlapping(kernel, {.blocks = device.num_sms * kBlocksPerSm, .threads = kThreads},
+                          device.overlaps, stream, arguments);
   });
   return error;
 }

@@ -176,8 +176,10 @@ cudaError_t Launch(const AttentionArguments& arguments, const AttentionDevice& d
   const int num_stages =
       NumStages<kHeadDim>(kRingBytes, kRoomBytes<kHeadDim>, device.max_shared_bytes);
   const SharedLayout<kHeadDim> layout(num_stages, kRoomBytes<kHeadDim>);
-  return LaunchOverlapping(PortableAttention<T, Kv, kHeadDim>, device.num_sms, kThreads<Kv>,
-                           layout.bytes, device.overlaps, stream, arguments, num_stages);
+  return LaunchOverlapping(
+      PortableAttention<T, Kv, kHeadDim>,
+      {.blocks = device.num_sms, .threads = kThreads<Kv>, .shared_bytes = layout.bytes},
+      device.overlaps, stream, arguments, num_stages);
 }
 
 }  // namespace

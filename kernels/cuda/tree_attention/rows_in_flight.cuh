@@ -94,17 +94,20 @@ class UnitStages {
 // A warp's rows on the way through a unit's stages. The product of a stage's weights and values
 // runs while the next stage's scores are weighed, and until then holds its stage. Sums of weights
 // are products, too, with ones: so they are sums of the weights as the values meet them, rounded.
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, bool kPairs>
 class RowsInFlight {
   using G = Geometry<kHeadDim>;
   using Score = float[kStageTokens / 8][4];
 
  public:
   // `queries` is where the warp's are, and `ones` where 16 x 8 ones, both in shared memory.
-  __device__ RowsInFlight(const BlockState& block, uint32_t ones, const WarpTile& group,
+  // kPairs and `in_pair` are those of ReleaseStage.
+  __device__ RowsInFlight(const Ring& ring, bool in_pair, uint32_t ones, const WarpTile& group,
                           const WarpTile& tile, uint32_t queries, float scale)
-      : block_(block),
-        ones_(ones),
+      : ring_(ring),
+        in_pair_(in_pair),
+        keys_(WithinBlock(ring.stages)),
+        ones_(WithinBlock(ones)),
         tile_(tile),
         scale_(scale),
         group_sees_(kSomeSee * 0xf << group.row_begin / kWarpRows),
@@ -170,7 +173,7 @@ class RowsInFlight {
     // Held through a ring of such stages, one would never be free again.
     if (++skipped_ > 1) Settle();
     __syncwarp();
-    if (threadIdx.x % 32 == 0) BarrierArrive(block_.ring.EmptyOf(at));
+    ReleaseStage<kPairs>(ring_, at, in_pair_);
   }
 
   // Ends with the stage that is held, if there is one.
@@ -203,7 +206,7 @@ class RowsInFlight {
     AwaitProducts<0>(state_.out);
     AwaitProducts<0>(sum_);
     __syncwarp();
-    if (held_ >= 0 && threadIdx.x % 32 == 0) BarrierArrive(block_.ring.EmptyOf(held_));
+    if (held_ >= 0) ReleaseStage<kPairs>(ring_, held_, in_pair_);
   }
 
   __device__ void MaskUnseen(uint32_t seen, const uint32_t* token_rows, Score& score) const {
@@ -256,11 +259,18 @@ class RowsInFlight {
     }
   }
 
-  __device__ uint32_t KeysOf(int at) const { return block_.ring.stages + at * G::kStageBytes; }
+  // An address as operands of products have it: without the bits that say which block of a cluster
+  // it is in.
+  static __device__ uint32_t WithinBlock(uint32_t address) {
+    return kPairs ? address & 0x3ffff : address;
+  }
+  __device__ uint32_t KeysOf(int at) const { return keys_ + at * G::kStageBytes; }
 
   static constexpr float kSlack = 6;  // log2
 
-  const BlockState& block_;
+  const Ring& ring_;
+  const bool in_pair_;
+  const uint32_t keys_;  // of the ring's first stage
   const uint32_t ones_;
   const WarpTile& tile_;
   const float scale_;

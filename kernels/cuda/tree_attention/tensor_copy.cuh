@@ -39,6 +39,17 @@ __device__ inline void CopyRows(uint32_t to, const CUtensorMap& map, int row, ui
       : "memory");
 }
 
+// The same to the same place in both blocks of a cluster, each of which it tells at its barrier of
+// that place.
+__device__ inline void CopyRowsToBoth(uint32_t to, const CUtensorMap& map, int row,
+                                      uint32_t barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3, %2}], [%4], %6, %5;" ::"r"(to),
+      "l"(&map), "r"(0), "r"(row), "r"(barrier), "l"(policy), "h"(static_cast<uint16_t>(3))
+      : "memory");
+}
+
 // Makes what threads wrote to shared memory readable for products of warpgroups: by the writer
 // before it announces that, or by the reader after.
 __device__ inline void ProductsSeeCopies() {

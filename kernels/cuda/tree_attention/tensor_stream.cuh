@@ -2,6 +2,7 @@
 // instruction; single tokens 16 bytes a thread.
 #pragma once
 
+#include "kernels/cuda/tree_attention/cluster.cuh"
 #include "kernels/cuda/tree_attention/tensor_copy.cuh"
 #include "kernels/cuda/tree_attention/unit_stream.cuh"
 
@@ -25,6 +26,26 @@ struct OperandTile {
 // Tokens of a stage that a producer warp of K or V brings, a lane's word of the list each.
 constexpr int kWarpTokens = 32;
 constexpr uint32_t kAllGroups = 0x01010101;  // the first lane of each
+
+// Releases of a warp after which a stage is free. Where copies go to the rings of both blocks of a
+// cluster, at the same places, warps of both have drained it then.
+template <bool kPairs>
+constexpr int kReleases = kPairs ? 2 : 1;
+
+// Lanes of a warp, once each has read the stage. `in_pair`: the unit is one of a pair, to which
+// copies may come from the other block.
+template <bool kPairs>
+__device__ inline void ReleaseStage(const Ring& ring, int at, bool in_pair) {
+  if (threadIdx.x % 32 != 0) return;
+  if constexpr (!kPairs) {
+    BarrierArrive(ring.EmptyOf(at));
+  } else if (in_pair) {
+    BarrierArrive(ring.EmptyOf(at));
+    BarrierArriveAtPeer(ring.EmptyOf(at));
+  } else {
+    BarrierArriveAs(ring.EmptyOf(at), kReleases<kPairs>);
+  }
+}
 
 // A producer warp's way along the list of KV rows: words are asked for kStartStages before they are
 // needed, those of a block's first unit before the list could be.
@@ -103,7 +124,7 @@ __device__ inline uint64_t PolicyOf(int kv_row) {
 // thread. `barrier` passes when all lanes' copies have landed, and who sees the tokens at
 // `rows_to`, where the warp brings that. Chunk c of token t goes to `to + Offset(t, c)`.
 // kAreWholeGroups: the caller knows that all are, and none kWrittenNow.
-template <int kRowBytes, bool kAreWholeGroups, typename OffsetOf>
+template <int kRowBytes, bool kPairs, bool kAreWholeGroups, typename OffsetOf>
 __device__ void AskForTokens(const UnitLists& unit, int s, int kv_row, const CUtensorMap& map,
                              uint32_t to, const OffsetOf& offset, uint32_t rows_to,
                              uint32_t barrier) {
@@ -124,8 +145,13 @@ __device__ void AskForTokens(const UnitLists& unit, int s, int kv_row, const CUt
   }
   __syncwarp();
   if (starts_group) {
-    CopyRows(to + offset(lane, 0), map, (kv_row & kKvRowMask) + unit.head_row, barrier,
-             PolicyOf(kv_row));
+    const int row = (kv_row & kKvRowMask) + unit.head_row;
+    const bool for_both = kPairs && kv_row != kAbsentToken && (kv_row & kForBoth) != 0;
+    if (!for_both) {
+      CopyRows(to + offset(lane, 0), map, row, barrier, PolicyOf(kv_row));
+    } else if (lane / kGroupTokens % 2 == ClusterRank()) {
+      CopyRowsToBoth(to + offset(lane, 0), map, row, barrier, PolicyOf(kv_row));
+    }
   }
   if (unit.brings_rows && lane == 0) {
     CopyBulk(rows_to, unit.token_rows + s * kStageTokens, kStageTokens * 4, barrier);
@@ -154,9 +180,9 @@ __device__ void AskForTokens(const UnitLists& unit, int s, int kv_row, const CUt
 }
 
 // A producer warp of K or V: the tokens [first_token, first_token + kWarpTokens) of each stage,
-// into a ring. Tile::Offset says where a 16-byte chunk of a token's row lies within a side of a
-// stage.
-template <typename Tile>
+// into a ring; of stages that are kForBoth half of the groups, into both rings. Tile::Offset says
+// where a 16-byte chunk of a token's row lies within a side of a stage.
+template <typename Tile, bool kPairs>
 class TensorStream {
   static constexpr int kSideBytes = kStageTokens * Tile::kRowBytes;
 
@@ -204,11 +230,19 @@ class TensorStream {
     has_started_ = false;
   }
 
+  // Waits until the ring has been drained, by the other block, too.
+  __device__ void Drain() {
+    for (int i = 0; i < ring_.num_stages; ++i) {
+      BarrierWait(ring_.EmptyOf(place_.at), place_.lap ^ 1);
+      place_.Next(ring_.num_stages);
+    }
+  }
+
  private:
   // Into the ring's next place.
   template <bool kAreWholeGroups>
   __device__ void Ask(const UnitLists& lists, int s, int kv_row) {
-    AskForTokens<Tile::kRowBytes, kAreWholeGroups>(
+    AskForTokens<Tile::kRowBytes, kPairs, kAreWholeGroups>(
         lists, s, kv_row, map_,
         ring_.stages + place_.at * 2 * kSideBytes + (is_key_ ? 0 : kSideBytes),
         [&](int token, int chunk) { return Tile::Offset(first_token_ + token, chunk); },

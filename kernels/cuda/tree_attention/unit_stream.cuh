@@ -35,7 +35,8 @@ struct Geometry {
 struct Unit {
   PlanUnit partition;
   int index;    // of the partition's record
-  int kv_head;  // -1: there are no more
+  int kv_head;  // -1: there is none
+  int in_pair;  // whether the cluster's other block has the other unit of a pair
 };
 
 struct Barriers {
@@ -112,9 +113,9 @@ __device__ inline void InitBarriers(uint32_t first, int count, int arrivals) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (lane < count) BarrierInit(first + lane * 8, arrivals);
 }
-__device__ inline void InitRing(const Ring& ring, int filling_threads, int draining_warps) {
+__device__ inline void InitRing(const Ring& ring, int filling_threads, int releases) {
   InitBarriers(ring.full, ring.num_stages, filling_threads);
-  InitBarriers(ring.empty, ring.num_stages, draining_warps);
+  InitBarriers(ring.empty, ring.num_stages, releases);
 }
 
 struct BlockState {
@@ -137,11 +138,12 @@ __device__ BlockState BlockStateOf(std::byte* shared, const SharedLayout<kHeadDi
                    .num_stages = num_stages}};
 }
 
-// One warp, before the block's warps part. `filling_warps` fill every stage, and `other_warps`
-// beside these and the consumers follow units.
+// One warp, before the block's warps part. `filling_warps` fill every stage, which is free again
+// after so many releases a consumer warp, and `other_warps` beside these and the consumers follow
+// units.
 __device__ inline void InitBarriers(const BlockState& block, int consumer_warps, int filling_warps,
-                                    int other_warps = 0) {
-  InitRing(block.ring, filling_warps * 32, consumer_warps);
+                                    int releases = 1, int other_warps = 0) {
+  InitRing(block.ring, filling_warps * 32, consumer_warps * releases);
   InitBarriers(SharedAddress(block.barriers->unit_full), kUnitSlots, 1);
   InitBarriers(SharedAddress(block.barriers->unit_empty), kUnitSlots,
                consumer_warps + filling_warps + other_warps - 1);
@@ -152,14 +154,35 @@ __device__ inline const PlanRecord& RecordOf(const AttentionArguments& p, int pa
   return reinterpret_cast<const PlanRecord*>(p.plan.header + 1)[partition];
 }
 
+__device__ inline int NumUnitsInPairs(const AttentionArguments& p) {
+  return p.plan.has_pairs ? 2 * p.plan.header->num_pairs * p.plan.num_kv_heads : 0;
+}
+
 // Asked for before it is known whether there is one: PlanBuffers leaves room to read so far.
 __device__ inline Unit UnitAt(const AttentionArguments& p, int index) {
-  const auto partition = static_cast<int>(index * p.plan.kv_heads_inverse >> 32);
+  const bool in_pair = index < NumUnitsInPairs(p);
+  // Of two partitions, or of one: which, and which head.
+  const int head_index = in_pair ? index / 2 : index;
+  const auto quotient = static_cast<int>(head_index * p.plan.kv_heads_inverse >> 32);
+  const int partition = in_pair ? 2 * quotient + index % 2 : quotient;
   const PlanUnit unit = RecordOf(p, partition).unit;
   const bool exists = partition < p.plan.header->num_partitions;
   return {.partition = unit,
           .index = partition,
-          .kv_head = exists ? index - partition * p.plan.num_kv_heads : -1};
+          .kv_head = exists ? head_index - quotient * p.plan.num_kv_heads : -1,
+          .in_pair = in_pair};
+}
+
+// The block's next unit behind `index`. Both blocks of a cluster know which pair is their next;
+// others go to whoever comes first. One warp, whole.
+__device__ inline int NextUnit(const AttentionArguments& p, int index) {
+  const auto blocks = static_cast<int>(gridDim.x);
+  const int in_pairs = NumUnitsInPairs(p);
+  if (index + blocks < in_pairs) return index + blocks;
+  AwaitKernelBefore();
+  int claimed = 0;
+  if (threadIdx.x % 32 == 0) claimed = atomicAdd(&p.plan.claims[0], 1);
+  return max(blocks, in_pairs) + __shfl_sync(0xffffffff, claimed, 0);
 }
 
 // The next unit. It stays in shared memory, rather than in registers, until the warp leaves it.
@@ -196,6 +219,16 @@ __device__ inline void PrefetchTokensAhead(const int32_t* kv_rows, const uint32_
   PrefetchToL2(lane < 2 ? static_cast<const void*>(kv_rows + token) : token_rows + token);
 }
 
+// Has the next unit, or none, handed to the other warps.
+__device__ inline void HandOver(const BlockState& block, const Unit& unit, RingPlace* slot) {
+  BarrierWait(SharedAddress(&block.barriers->unit_empty[slot->at]), slot->lap ^ 1);
+  if (threadIdx.x % 32 == 0) {
+    block.units[slot->at] = unit;
+    BarrierArrive(SharedAddress(&block.barriers->unit_full[slot->at]));
+  }
+  slot->Next(kUnitSlots);
+}
+
 // Claims units, hands them to the other warps and fills stages from each; `unit` is the block's
 // first, UnitAt its index. One warp of a block. Units and token lists were there before any kernel
 // of the step began, and so was KV that is not kWrittenNow: `stream` may copy these before the
@@ -203,26 +236,19 @@ __device__ inline void PrefetchTokensAhead(const int32_t* kv_rows, const uint32_
 template <typename Stream>
 __device__ void ClaimUnits(const BlockState& block, const AttentionArguments& p, Unit unit,
                            Stream& stream) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   RingPlace slot;
+  auto index = static_cast<int>(blockIdx.x);
   while (true) {
-    BarrierWait(SharedAddress(&block.barriers->unit_empty[slot.at]), slot.lap ^ 1);
-    if (lane == 0) {
-      block.units[slot.at] = unit;
-      BarrierArrive(SharedAddress(&block.barriers->unit_full[slot.at]));
-    }
-    slot.Next(kUnitSlots);
+    HandOver(block, unit, &slot);
     if (unit.kv_head < 0) break;
     stream.Fill(unit);
     // Consumers have a ring of stages to take until the next unit is known.
-    AwaitKernelBefore();
-    int claimed = 0;
-    if (lane == 0) claimed = atomicAdd(&p.plan.claims[0], 1);
-    unit = UnitAt(p, static_cast<int>(gridDim.x) + __shfl_sync(0xffffffff, claimed, 0));
+    index = NextUnit(p, index);
+    unit = UnitAt(p, index);
   }
   AwaitKernelBefore();  // a block without a unit has not yet
   // The last block to get here has seen every claim made: the next launch starts from zero.
-  if (lane == 0) {
+  if (threadIdx.x % 32 == 0) {
     __threadfence();
     if (atomicAdd(&p.plan.claims[1], 1) == static_cast<int>(gridDim.x) - 1) {
       p.plan.claims[0] = 0;

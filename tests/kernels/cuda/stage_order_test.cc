@@ -81,7 +81,7 @@ TEST(StageOrder, TakesEverySlotOnceAndSpreadsStagesOfOneKind) {
     SCOPED_TRACE(seed);
     Rng rng(seed);
     const Case c(rng);
-    const std::span<const EntryPart> parts = order.Of(c.entries, c.Rows(), c.group);
+    const std::span<const EntryPart> parts = order.Of(c.entries, c.Rows(), c.group, {});
     ASSERT_EQ(parts.empty(), c.IsInOrder());
     if (parts.empty()) continue;
     ++(c.narrow ? num_narrow : num_wide);

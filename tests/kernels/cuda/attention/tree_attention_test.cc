@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "kernels/attention/tree_plan.h"
+#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/graph_cache.h"
+#include "kernels/cuda/tree_attention/device_plan.h"
 #include "tests/kernels/cuda/attention/device_problem.h"
 #include "tests/support/cuda_test.h"
 
@@ -32,6 +34,13 @@ using testing::Rng;
 constexpr AttentionVariant kAllVariants[] = {
     AttentionVariant::kSequence, AttentionVariant::kNode, AttentionVariant::kNodeChunk,
     AttentionVariant::kFlatten, AttentionVariant::kDefault};
+
+constexpr AttentionKernel kAllKernels[] = {AttentionKernel::kBest, AttentionKernel::kPortable,
+                                           AttentionKernel::kPairs};
+const char* NameOf(AttentionKernel kernel) {
+  constexpr const char* kNames[] = {"best kernel", "portable kernel", "pairs"};
+  return kNames[static_cast<int>(kernel)];
+}
 
 // Of the softmax weights and of the output, which are rounded to the element type.
 double RelativeTolerance(DType dtype) { return dtype == DType::kF16 ? 3e-3 : 8e-3; }
@@ -115,7 +124,8 @@ TEST_P(CudaTreeAttention, EveryVariantEqualsTheDefinition) {
   AttentionError worst;
   TreePlanner planner;
   // Buffers that meet plans of all sizes, for each kernel and number of heads.
-  std::unique_ptr<PlanBuffers> buffers[2][2];
+  std::unique_ptr<PlanBuffers> buffers[std::size(kAllKernels)][2];
+  int num_plans_with_pairs = 0;
   for (int i = 0; i < kNumProblems; ++i) {
     DeviceProblem& problem = *problems[i];
     problem.Upload(*ctx);
@@ -131,18 +141,22 @@ TEST_P(CudaTreeAttention, EveryVariantEqualsTheDefinition) {
       SCOPED_TRACE("problem " + std::to_string(i) + ", page size " +
                    std::to_string(problem.shape().page_size) + ", variant " +
                    std::to_string(static_cast<int>(variant)));
-      for (const AttentionKernel kernel : {AttentionKernel::kBest, AttentionKernel::kPortable}) {
+      for (const AttentionKernel kernel : kAllKernels) {
         Rng rng(100 * i + static_cast<int>(variant));
         const PlanOptions options = RandomOptions(rng, *ctx, variant, problem, kernel);
-        SCOPED_TRACE((kernel == AttentionKernel::kBest ? "best kernel, " : "portable kernel, ") +
-                     std::string("tile rows ") + std::to_string(options.tile_rows) +
-                     ", block tokens " + std::to_string(options.block_tokens) + ", least piece " +
+        SCOPED_TRACE(std::string(NameOf(kernel)) + ", tile rows " +
+                     std::to_string(options.tile_rows) + ", block tokens " +
+                     std::to_string(options.block_tokens) + ", least piece " +
                      std::to_string(options.cost.min_piece));
-        AttendAndCompare(*ctx, problem, planner.Plan(problem.shape(), options), buffers_of(kernel),
-                         &worst);
+        PlanBuffers& reused = buffers_of(kernel);
+        AttendAndCompare(*ctx, problem, planner.Plan(problem.shape(), options), reused, &worst);
         if (HasFatalFailure()) return;
+        num_plans_with_pairs += reused.device_plan().has_pairs;
       }
     }
+  }
+  if (ctx->cuda().compute_capability == 90) {
+    EXPECT_GT(num_plans_with_pairs, 0);
   }
   PrintWorst(std::string(Info(dtype).name) + (e4m3_kv ? ", E4M3 KV, x " : " x ") +
                  std::to_string(head_dim) + ", group " + std::to_string(group_size),
@@ -289,15 +303,19 @@ TEST_P(CudaTreeAttentionLarge, EveryVariantEqualsTheDefinition) {
     options.unseen = std::numeric_limits<float>::quiet_NaN();
     DeviceProblem problem(3, GetParam().make(16), options, &ctx->pool());
     problem.Upload(*ctx);
-    PlanBuffers buffers(*ctx, problem.num_heads(), options.head_dim);
     TreePlanner planner;
     AttentionError worst;
-    for (const AttentionVariant variant : kAllVariants) {
-      SCOPED_TRACE("variant " + std::to_string(static_cast<int>(variant)));
-      const PlanOptions plan_options = CudaPlanOptions(*ctx, variant, problem.num_heads(),
-                                                       options.num_kv_heads, options.kv_dtype());
-      AttendAndCompare(*ctx, problem, planner.Plan(problem.shape(), plan_options), buffers, &worst);
-      if (HasFatalFailure()) return;
+    for (const AttentionKernel kernel : {AttentionKernel::kBest, AttentionKernel::kPairs}) {
+      PlanBuffers buffers(*ctx, problem.num_heads(), options.head_dim, kernel);
+      for (const AttentionVariant variant : kAllVariants) {
+        SCOPED_TRACE(std::string(NameOf(kernel)) + ", variant " +
+                     std::to_string(static_cast<int>(variant)));
+        const PlanOptions plan_options = CudaPlanOptions(
+            *ctx, variant, problem.num_heads(), options.num_kv_heads, options.kv_dtype(), kernel);
+        AttendAndCompare(*ctx, problem, planner.Plan(problem.shape(), plan_options), buffers,
+                         &worst);
+        if (HasFatalFailure()) return;
+      }
     }
     PrintWorst(std::string(GetParam().name) + ", " + types, worst);
   }
@@ -337,7 +355,7 @@ TEST_F(CudaTreeAttentionPartials, HoldValuesOfAnyMagnitude) {
     SCOPED_TRACE(v_spread);
     DeviceProblem problem(10, ManyLevels(16), {.num_kv_heads = 1, .v_spread = v_spread});
     problem.Upload(ctx());
-    for (const AttentionKernel kernel : {AttentionKernel::kBest, AttentionKernel::kPortable}) {
+    for (const AttentionKernel kernel : kAllKernels) {
       PlanBuffers buffers(ctx(), problem.num_heads(), problem.options().head_dim, kernel);
       PlanOptions options = CudaPlanOptions(ctx(), AttentionVariant::kFlatten, problem.num_heads(),
                                             1, dtype(), kernel);
@@ -355,12 +373,13 @@ TEST_F(CudaTreeAttentionPartials, HoldValuesOfAnyMagnitude) {
 using CudaTreeAttentionGraph = testing::CudaTest;
 using CudaTreeAttentionPlan = testing::CudaTest;
 
-// A captured graph reads whatever plan is in the buffers, of whichever size, with other partitions,
-// rows and numbers of partial states than at its capture.
+// A captured graph reads whatever plan of its kind is in the buffers, of whichever size, with other
+// partitions, rows and numbers of partial states than at its capture.
 TEST_F(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
   DeviceProblem problem(9, ManyLevels(16), {.num_kv_heads = 2});
   problem.Upload(ctx());
-  PlanBuffers buffers(ctx(), problem.num_heads(), problem.options().head_dim);
+  PlanBuffers buffers(ctx(), problem.num_heads(), problem.options().head_dim,
+                      AttentionKernel::kPairs);
   TreePlanner planner;
   const auto plan_of = [&](AttentionVariant variant, int tile_rows) -> const TreePlan& {
     PlanOptions options = CudaPlanOptions(ctx(), variant, problem.num_heads(),
@@ -376,8 +395,12 @@ TEST_F(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
   }
   const int generation = buffers.generation();
   GraphCache graphs(ctx(), 4);
+  int num_runs[2] = {0, 0};  // of plans without pairs, and with
   const auto run = [&] {
-    graphs.Run({.has_partials = true}, generation, [&] { problem.Attend(ctx(), buffers); });
+    const bool has_pairs = buffers.device_plan().has_pairs;
+    ++num_runs[has_pairs];
+    graphs.Run({.has_partials = true, .has_pairs = has_pairs}, generation,
+               [&] { problem.Attend(ctx(), buffers); });
   };
   ASSERT_TRUE(buffers.Upload(plan_of(AttentionVariant::kNode, 64)));
   run();  // as it is
@@ -399,8 +422,9 @@ TEST_F(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
       ++num_replays;
     }
   }
-  EXPECT_EQ(graphs.num_graphs(), 1);
-  std::printf("             %d replays of one graph\n", num_replays);
+  EXPECT_EQ(graphs.num_graphs(), (num_runs[0] > 1) + (num_runs[1] > 1));
+  EXPECT_EQ(num_runs[1] > 1, ctx().cuda().compute_capability == 90);
+  std::printf("             %d replays, %d of plans with pairs\n", num_replays, num_runs[1]);
 }
 
 // The next step's plan is uploaded behind a step that still reads its own, rightly or wrongly.

@@ -23,9 +23,9 @@ __global__ void __launch_bounds__(kThreads) ExpandTokensKernel(const ExpandToken
              static_cast<uint32_t>((seen.end - entry.row_begin) * p.group_size) << 16;
     }
     const bool starts_group = in_group && i % kGroupTokens == 0;
-    const int32_t kv_row =
-        (entry.kv_row & (starts_group ? -1 : ~kForBoth)) + i + (starts_group ? kWholeGroup : 0);
-    p.token_kv_rows[to] = entry.kv_row == kAbsentToken ? kAbsentToken : kv_row;
+    const int32_t kv_row = entry.kv_row + i;
+    const int32_t word = starts_group ? kv_row | kWholeGroup : kv_row & ~kForBoth;
+    p.token_kv_rows[to] = entry.kv_row == kAbsentToken ? kAbsentToken : word;
     p.token_rows[to] = rows;
   }
 }

@@ -219,7 +219,7 @@ __device__ inline void PrefetchTokensAhead(const int32_t* kv_rows, const uint32_
   PrefetchToL2(lane < 2 ? static_cast<const void*>(kv_rows + token) : token_rows + token);
 }
 
-// Has the next unit, or none, handed to the other warps.
+// Hands the next unit, or that there is none, to the other warps.
 __device__ inline void HandOver(const BlockState& block, const Unit& unit, RingPlace* slot) {
   BarrierWait(SharedAddress(&block.barriers->unit_empty[slot->at]), slot->lap ^ 1);
   if (threadIdx.x % 32 == 0) {

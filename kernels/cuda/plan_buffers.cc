@@ -268,8 +268,8 @@ struct PlanBytes {
 }  // namespace
 
 struct PlanBuffers::Impl {
-  Impl(const Context& context, AttentionKernel which)
-      : ctx(context), kernel(which), stagings{Staging(ctx), Staging(ctx)} {}
+  Impl(const Context& context, DType kv, AttentionKernel which)
+      : ctx(context), kv_dtype(kv), kernel(which), stagings{Staging(ctx), Staging(ctx)} {}
   // What was uploaded last may still be on its way.
   ~Impl() { Synchronize(ctx); }
 
@@ -280,6 +280,7 @@ struct PlanBuffers::Impl {
   };
 
   const Context& ctx;
+  const DType kv_dtype;
   const AttentionKernel kernel;
   DevicePlan plan;
   PartitionPairs pairs;  // of the plan that is being uploaded
@@ -313,8 +314,9 @@ struct PlanBuffers::Impl {
   }
 };
 
-PlanBuffers::PlanBuffers(const Context& ctx, int num_heads, int head_dim, AttentionKernel kernel)
-    : impl_(std::make_unique<Impl>(ctx, kernel)) {
+PlanBuffers::PlanBuffers(const Context& ctx, int num_heads, int head_dim, DType kv_dtype,
+                         AttentionKernel kernel)
+    : impl_(std::make_unique<Impl>(ctx, kv_dtype, kernel)) {
   impl_->plan.num_heads = num_heads;
   impl_->plan.head_dim = head_dim;
   impl_->plan.runs_on_hopper = RunsOnHopper(ctx, kernel);
@@ -341,9 +343,10 @@ bool PlanBuffers::UploadAhead(const TreePlan& tree_plan) {
   return true;
 }
 
-// Where the kernel takes them, and blocks are even in number.
+// Where the kernel takes them, and blocks are even in number. Not with E4M3: copies go to another
+// ring than the one that consumers release, and are half as many bytes.
 void PlanBuffers::Impl::FindPairs(const TreePlan& tree_plan) {
-  if (!plan.runs_on_hopper || ctx.cuda().num_sms % 2 != 0) {
+  if (!plan.runs_on_hopper || kv_dtype == DType::kE4M3 || ctx.cuda().num_sms % 2 != 0) {
     pairs.FindNone(tree_plan);
   } else if (kernel == AttentionKernel::kPairs) {
     pairs.Find(tree_plan);

@@ -19,8 +19,9 @@ enum class AttentionKernel { kBest, kPortable, kPairs };
 
 class PlanBuffers {
  public:
-  // The context must outlive it. `num_heads` and `head_dim` size the partial states.
-  PlanBuffers(const Context& ctx, int num_heads, int head_dim,
+  // The context must outlive it. `num_heads` and `head_dim` size the partial states; `kv_dtype` is
+  // that of the KV which is attended to.
+  PlanBuffers(const Context& ctx, int num_heads, int head_dim, DType kv_dtype,
               AttentionKernel kernel = AttentionKernel::kBest);
   ~PlanBuffers();
 

@@ -24,7 +24,7 @@ void GraphCache::Run(const GraphKey&, int64_t, const std::function<void()>&) { U
 int GraphCache::num_graphs() const { Unavailable(); }
 
 struct PlanBuffers::Impl {};
-PlanBuffers::PlanBuffers(const Context&, int, int, AttentionKernel) { Unavailable(); }
+PlanBuffers::PlanBuffers(const Context&, int, int, DType, AttentionKernel) { Unavailable(); }
 PlanBuffers::~PlanBuffers() = default;
 bool PlanBuffers::Upload(const TreePlan&) { Unavailable(); }
 bool PlanBuffers::UploadAhead(const TreePlan&) { Unavailable(); }

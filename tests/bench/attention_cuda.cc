@@ -47,7 +47,7 @@ class CudaBench {
   CudaBench(const Context& ctx, const AttentionProblem& problem)
       : ctx_(ctx),
         problem_(problem),
-        buffers_(ctx, problem.num_heads, problem.head_dim, problem.kernel) {
+        buffers_(ctx, problem.num_heads, problem.head_dim, problem.kv_dtype, problem.kernel) {
     const int64_t kv_elements = int64_t{problem.tree.num_pages} * problem.tree.shape.page_size *
                                 problem.num_kv_heads * problem.head_dim;
     const auto kv_bytes = static_cast<int64_t>(2 * BytesOf(problem.kv_dtype, kv_elements));

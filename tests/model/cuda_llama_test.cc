@@ -106,7 +106,7 @@ TEST_P(CudaLlamaTest, ANaNStaysInItsOwnRows) {
     TreePlanner planner;
     const TreePlan& plan = planner.Plan(
         shape, CudaPlanOptions(ctx(), variant, config.num_heads, config.num_kv_heads, dtype()));
-    PlanBuffers buffers(ctx(), config.num_heads, config.head_dim);
+    PlanBuffers buffers(ctx(), config.num_heads, config.head_dim, dtype());
     ASSERT_TRUE(buffers.Upload(plan));
     std::vector<float> clean;
     for (const bool poisoned : {false, true}) {

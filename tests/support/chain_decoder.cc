@@ -32,7 +32,7 @@ ChainDecoder::ChainDecoder(const Context& ctx, Llama& model, int max_tokens, DTy
                    .dtype = kv_dtype});
   }
   if (ctx.device() == Device::kCuda) {
-    plan_buffers_ = std::make_unique<PlanBuffers>(ctx, config.num_heads, config.head_dim);
+    plan_buffers_ = std::make_unique<PlanBuffers>(ctx, config.num_heads, config.head_dim, kv_dtype);
   }
 }
 

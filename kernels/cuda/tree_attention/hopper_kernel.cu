@@ -133,8 +133,7 @@ __device__ void Produce(const BlockState& block, const Ring& ring, const Attenti
 
 #endif  // ESPALIER_HOPPER
 
-// kPairs: the plan has pairs, and blocks are launched in clusters of two. Not with E4M3: copies go
-// to another ring than the one that consumers release, and are half as many bytes.
+// kPairs: the plan has pairs, and blocks are launched in clusters of two. Not where KV is widened.
 template <typename T, typename Kv, int kHeadDim, bool kPairs>
 __global__ void __launch_bounds__((Shares<Kv, kHeadDim>::kThreads), 1)
     HopperAttention(const __grid_constant__ AttentionArguments p,

@@ -14,7 +14,7 @@ __device__ inline void AnnounceBarriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// All threads of both blocks, at once.
+// All threads of both blocks. Tells of announced barriers; of nothing else that they wrote.
 __device__ inline void SyncCluster() {
   asm volatile(
       "barrier.cluster.arrive.relaxed.aligned;\n"

@@ -164,11 +164,8 @@ __global__ void __launch_bounds__((Shares<Kv, kHeadDim>::kThreads), 1)
         Pack<ProductType<T, Kv>>(1, 1);
     ProductsSeeCopies();
   }
-  if constexpr (kPairs) {
-    SyncCluster();
-  } else {
-    __syncthreads();
-  }
+  if constexpr (kPairs) SyncCluster();
+  __syncthreads();
   if (warp < kConsumers) {
     LetDependentsStart();
     TakeRegisters<Mine::kConsumerRegisters>();

@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "kernels/attention/tree_plan.h"
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/graph_cache.h"
 #include "kernels/cuda/tree_attention/device_plan.h"
 #include "tests/kernels/cuda/attention/device_problem.h"
@@ -126,6 +125,7 @@ TEST_P(CudaTreeAttention, EveryVariantEqualsTheDefinition) {
   // Buffers that meet plans of all sizes, for each kernel and number of heads.
   std::unique_ptr<PlanBuffers> buffers[std::size(kAllKernels)][2];
   int num_plans_with_pairs = 0;
+  bool takes_pairs = false;
   for (int i = 0; i < kNumProblems; ++i) {
     DeviceProblem& problem = *problems[i];
     problem.Upload(*ctx);
@@ -153,12 +153,11 @@ TEST_P(CudaTreeAttention, EveryVariantEqualsTheDefinition) {
         AttendAndCompare(*ctx, problem, planner.Plan(problem.shape(), options), reused, &worst);
         if (HasFatalFailure()) return;
         num_plans_with_pairs += reused.device_plan().has_pairs;
+        takes_pairs |= reused.device_plan().runs_on_hopper && !e4m3_kv;
       }
     }
   }
-  if (ctx->cuda().compute_capability == 90 && !e4m3_kv) {
-    EXPECT_GT(num_plans_with_pairs, 0);
-  }
+  EXPECT_EQ(num_plans_with_pairs > 0, takes_pairs);
   PrintWorst(std::string(Info(dtype).name) + (e4m3_kv ? ", E4M3 KV, x " : " x ") +
                  std::to_string(head_dim) + ", group " + std::to_string(group_size),
              worst);
@@ -424,7 +423,7 @@ TEST_F(CudaTreeAttentionGraph, ReplaysWithOtherPlans) {
     }
   }
   EXPECT_EQ(graphs.num_graphs(), (num_runs[0] > 1) + (num_runs[1] > 1));
-  EXPECT_EQ(num_runs[1] > 1, ctx().cuda().compute_capability == 90);
+  EXPECT_EQ(num_runs[1] > 1, buffers.device_plan().runs_on_hopper);
   std::printf("             %d replays, %d of plans with pairs\n", num_replays, num_runs[1]);
 }
 

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "kernels/attention/tree_shape.h"
@@ -118,6 +119,10 @@ struct TreePlan {
 
   int num_rows() const { return static_cast<int>(query_of_row.size()); }
   int num_partitions() const { return static_cast<int>(partitions.size()); }
+  std::span<const PlanEntry> EntriesOf(const PlanPartition& partition) const {
+    return std::span(entries).subspan(partition.entry_begin,
+                                      partition.entry_end - partition.entry_begin);
+  }
 };
 
 // Builds plans; keeps its scratch and the plan's arrays between steps. Not thread-safe.

@@ -134,11 +134,12 @@ class BlockWriter {
   void WritePartition(const PlanPartition& partition, int place) {
     ESPALIER_CHECK((partition.rows.end - partition.rows.begin) * plan_.options.group_size <=
                    kMostPackedRows);
+    const std::span<const PlanEntry> entries = plan_.EntriesOf(partition);
     int64_t in_groups = 0;
     int64_t num_tokens = 0;
-    for (int32_t e = partition.entry_begin; e < partition.entry_end; ++e) {
-      in_groups += plan_.entries[e].count / kGroupTokens * kGroupTokens;
-      num_tokens += plan_.entries[e].count;
+    for (const PlanEntry& entry : entries) {
+      in_groups += entry.count / kGroupTokens * kGroupTokens;
+      num_tokens += entry.count;
     }
     const int64_t num_stages = pairs_.NumStages(place, num_tokens);
     record_->unit = {.token_begin = static_cast<int32_t>(num_tokens_),
@@ -151,9 +152,6 @@ class BlockWriter {
     std::fill_n(stages_ + num_tokens_ / kStageTokens, num_stages, PlanStage{.seen = kEachSeesAll});
     groups_begin_ = num_tokens_;
     rest_begin_ = num_tokens_ + in_groups;
-    const std::span<const PlanEntry> entries =
-        std::span(plan_.entries)
-            .subspan(partition.entry_begin, partition.entry_end - partition.entry_begin);
     const SharedStages shared = pairs_.shared(place);
     const std::span<const EntryPart> parts =
         order_.Of(entries, partition.rows, plan_.options.group_size, shared);

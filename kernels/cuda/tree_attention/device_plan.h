@@ -18,6 +18,7 @@ inline constexpr int kMostPackedRows = 128;
 inline constexpr int kStageTokens = 64;
 // Neighbours in a page that one instruction may copy. They start at multiples of it in the lists.
 inline constexpr int kGroupTokens = 8;
+inline constexpr int kStageGroups = kStageTokens / kGroupTokens;
 
 // What a KV row of the token lists has besides its number.
 inline constexpr int32_t kReadAgain = 1 << 30;   // other partitions read it, too: to be cached

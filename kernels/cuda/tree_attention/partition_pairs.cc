@@ -7,7 +7,6 @@
 namespace espalier {
 namespace {
 
-constexpr int kStageGroups = kStageTokens / kGroupTokens;
 // A pair shares at least one stage of so many, and may differ in length by one of so many.
 constexpr int kLeastSharedPart = 4;
 constexpr int kMostExcessPart = 4;
@@ -22,9 +21,7 @@ struct Length {
 };
 
 std::span<const PlanEntry> EntriesOf(const TreePlan& plan, int32_t place) {
-  const PlanPartition& partition = plan.partitions[plan.run_order[place]];
-  return std::span(plan.entries)
-      .subspan(partition.entry_begin, partition.entry_end - partition.entry_begin);
+  return plan.EntriesOf(plan.partitions[plan.run_order[place]]);
 }
 
 Length LengthOf(std::span<const PlanEntry> entries) {
@@ -103,18 +100,16 @@ void PartitionPairs::PutPairsFirst(const TreePlan& plan) {
             [](const Pair& a, const Pair& b) { return a.places[0] < b.places[0]; });
   run_order_.clear();
   for (const Pair& pair : pairs_) {
-    for (const int32_t place : pair.places) {
-      run_order_.push_back(plan.run_order[place]);
-      num_empty_stages_ += pair.num_stages - CeilStages(LengthOf(EntriesOf(plan, place)).tokens);
-    }
+    for (const int32_t place : pair.places) run_order_.push_back(plan.run_order[place]);
+    num_empty_stages_ += pair.num_empty_stages;
   }
   for (int32_t place = 0; place < plan.num_partitions(); ++place) {
     if (!is_paired_[place]) run_order_.push_back(plan.run_order[place]);
   }
 }
 
-// In each round of the workers pairs are taken first, so that others should not be left for a
-// second.
+// Not with others beside pairs in more than a round of the workers: pairs are taken first, however
+// little they cost.
 bool PartitionPairs::Pay(const TreePlan& plan) const {
   const int64_t heads = plan.options.num_kv_heads;
   const int64_t workers = plan.options.num_workers;
@@ -139,6 +134,7 @@ bool PartitionPairs::MakePair(const TreePlan& plan, int32_t a, int32_t b, Pair* 
   const int64_t groups = std::min(lengths[0].groups, lengths[1].groups);
   *pair = {.places = {a, b},
            .num_stages = static_cast<int32_t>(longer),
+           .num_empty_stages = static_cast<int32_t>(longer - shorter),
            .shared = {.count = static_cast<int32_t>(shared),
                       .turns = static_cast<int32_t>(groups / kStageGroups - shared),
                       .read_again = false}};

@@ -44,8 +44,9 @@ class PartitionPairs {
     int32_t place;       // in the plan's run order
   };
   struct Pair {
-    int32_t places[2];  // in the plan's run order
-    int32_t num_stages;
+    int32_t places[2];         // in the plan's run order
+    int32_t num_stages;        // of each, with those
+    int32_t num_empty_stages;  // of the shorter
     SharedStages shared;
   };
   void ListCandidates(const TreePlan& plan);

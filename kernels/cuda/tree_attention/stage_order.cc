@@ -8,7 +8,6 @@ namespace espalier {
 namespace {
 
 constexpr int kHalfRows = kMostPackedRows / 2;
-constexpr int kStageGroups = kStageTokens / kGroupTokens;
 
 bool IsNarrow(RowInterval rows, int group_size) {
   return (rows.end - rows.begin) * group_size <= kHalfRows;

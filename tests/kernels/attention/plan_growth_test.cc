@@ -24,13 +24,7 @@ using testing::RandomForest;
 using testing::RandomInt;
 using testing::Rng;
 
-// As on an H100, at 32 query heads and 8 kv heads.
-const PlanOptions kManyWorkers = {
-    .group_size = 4,
-    .num_kv_heads = 8,
-    .num_workers = 132,
-    .tile_rows = 128,
-    .cost = {.token = 4000, .min_piece = 128 * 4000, .merge = 278 * 4000}};
+const PlanOptions kManyWorkers = testing::ManyWorkers(/*group_size=*/4);
 
 // A forest that can be changed from step to step.
 class ChangingForest {

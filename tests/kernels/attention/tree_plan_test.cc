@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/forest_builder.h"
 #include "tests/support/plan_checks.h"
 #include "tests/support/random_forest.h"
 
@@ -16,9 +17,11 @@ namespace espalier {
 namespace {
 
 using testing::CheckPlan;
+using testing::FewShot;
 using testing::Forest;
 using testing::ForestKind;
 using testing::kAllForestKinds;
+using testing::ManyWorkers;
 using testing::RandomChance;
 using testing::RandomForest;
 using testing::RandomInt;
@@ -67,22 +70,6 @@ TEST_P(TreePlanTest, HandlesAShapeWithoutQueries) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, TreePlanTest, ::testing::ValuesIn(kAllVariants));
-
-// A root of `root_tokens` and `width` leaves of `leaf_tokens`, each with a query at its end.
-TreeShape FewShot(int root_tokens, int width, int leaf_tokens) {
-  TreeShape shape;
-  int32_t next_page = 0;
-  const auto pages = [&](int tokens) {
-    std::vector<int32_t> ids((tokens + shape.page_size - 1) / shape.page_size);
-    for (int32_t& id : ids) id = next_page++;
-    return ids;
-  };
-  const int root = shape.AddNode(-1, root_tokens, 0, pages(root_tokens));
-  for (int i = 0; i < width; ++i) {
-    shape.AddQuery(shape.AddNode(root, leaf_tokens, 0, pages(leaf_tokens)), leaf_tokens - 1);
-  }
-  return shape;
-}
 
 TEST(TreePlanVariants, ReadWhatTheyPromise) {
   const TreeShape shape = FewShot(1000, 20, 50);
@@ -140,14 +127,6 @@ TEST(TreePlanVariants, DefaultTakesFinerTilesWhereThatIsCheaperThanCutting) {
   const TreePlan& cut = planner.Plan(FewShot(20000, 256, 32), options);
   EXPECT_GT(cut.stats.partial_rows, 0);
   EXPECT_EQ(cut.stats.read_kv_tokens, 8 * 20000 + 256 * 32);
-}
-
-// As on a device with 132 SMs.
-PlanOptions ManyWorkers(int group_size) {
-  return {.group_size = group_size,
-          .num_kv_heads = 8,
-          .num_workers = 132,
-          .cost = {.token = 4000, .min_piece = 128 * 4000, .merge = 278 * 4000}};
 }
 
 TEST(TreePlanVariants, DefaultTakesAsManyTilesAsFillTheWorkers) {

@@ -11,28 +11,26 @@
 
 #include "kernels/cuda/tree_attention/device_plan.h"
 #include "kernels/cuda/tree_attention/stage_order.h"
+#include "tests/support/forest_builder.h"
+#include "tests/support/plan_checks.h"
 #include "tests/support/random_forest.h"
 
 namespace espalier {
 namespace {
 
+using testing::FewShot;
+using testing::ForestBuilder;
+using testing::ManyWorkers;
 using testing::RandomChance;
 using testing::RandomInt;
 using testing::Rng;
-
-constexpr int kStageGroups = kStageTokens / kGroupTokens;
-
-std::span<const PlanEntry> EntriesOf(const TreePlan& plan, int32_t partition) {
-  const PlanPartition& p = plan.partitions[partition];
-  return std::span(plan.entries).subspan(p.entry_begin, p.entry_end - p.entry_begin);
-}
 
 // The first slots of a partition's whole groups in the order of its stages: of those that the pair
 // shares, and -1 for others. And that each of its slots is taken once.
 std::vector<int64_t> SharedGroups(const TreePlan& plan, int32_t partition,
                                   const SharedStages& shared) {
   StageOrder order;
-  const std::span<const PlanEntry> entries = EntriesOf(plan, partition);
+  const std::span<const PlanEntry> entries = plan.EntriesOf(plan.partitions[partition]);
   std::vector<std::vector<int>> times_taken;
   for (const PlanEntry& entry : entries) times_taken.emplace_back(entry.count, 0);
   std::vector<int64_t> groups;
@@ -91,29 +89,16 @@ void CheckOrder(const TreePlan& plan, const PartitionPairs& pairs) {
   }
 }
 
-struct GrowingShape {
-  int AddNode(int parent, int tokens) {
-    std::vector<int32_t> pages((tokens + shape.page_size - 1) / shape.page_size);
-    std::iota(pages.begin(), pages.end(), next_page);
-    next_page += static_cast<int32_t>(pages.size());
-    return shape.AddNode(parent, tokens, 0, pages);
-  }
-  void AddLeaf(int parent, int tokens) { shape.AddQuery(AddNode(parent, tokens), tokens - 1); }
-  TreeShape shape;
-  int32_t next_page = 0;
-};
-
 // Leaves below nodes below a root of a few stages.
 TreeShape RandomTree(Rng& rng) {
-  GrowingShape tree;
-  tree.shape.page_size = 8 << RandomInt(rng, 0, 3);
+  ForestBuilder tree(/*page_size=*/8 << RandomInt(rng, 0, 3));
   const int root = tree.AddNode(-1, RandomInt(rng, 1, 1500));
   for (int i = RandomInt(rng, 1, 6); i > 0; --i) {
     const int node = RandomChance(rng, 0.5) ? root : tree.AddNode(root, RandomInt(rng, 1, 400));
     const int most = RandomInt(rng, 1, 150);
     for (int j = RandomInt(rng, 1, 20); j > 0; --j) tree.AddLeaf(node, RandomInt(rng, 1, most));
   }
-  return tree.shape;
+  return tree.Finish().shape;
 }
 
 TEST(PartitionPairs, ShareWhatBothHaveAtTheSamePlaces) {
@@ -136,7 +121,7 @@ TEST(PartitionPairs, ShareWhatBothHaveAtTheSamePlaces) {
     int64_t empty = 0;
     for (int place = 0; place < plan.num_partitions(); ++place) {
       int64_t tokens = 0;
-      for (const PlanEntry& entry : EntriesOf(plan, pairs.run_order()[place])) {
+      for (const PlanEntry& entry : plan.EntriesOf(plan.partitions[pairs.run_order()[place]])) {
         tokens += entry.count;
       }
       const int64_t stages = (tokens + kStageTokens - 1) / kStageTokens;
@@ -155,26 +140,18 @@ TEST(PartitionPairs, ShareWhatBothHaveAtTheSamePlaces) {
   EXPECT_GT(num_with_turns, 100);
 }
 
-// Planned as for a device with 132 SMs.
-int PairsThatPay(int root_tokens, int width, int leaf_tokens) {
-  GrowingShape tree;
-  const int root = tree.AddNode(-1, root_tokens);
-  for (int i = 0; i < width; ++i) tree.AddLeaf(root, leaf_tokens);
+int PairsThatPay(const TreeShape& shape) {
   TreePlanner planner;
   PartitionPairs pairs;
-  pairs.FindIfTheyPay(
-      planner.Plan(tree.shape, {.group_size = 4,
-                           .num_kv_heads = 8,
-                           .num_workers = 132,
-                           .cost = {.token = 4000, .min_piece = 128 * 4000, .merge = 278 * 4000}}));
+  pairs.FindIfTheyPay(planner.Plan(shape, ManyWorkers(/*group_size=*/4)));
   return pairs.num_pairs();
 }
 
 TEST(PartitionPairs, AreMadeWhereTheyPay) {
-  EXPECT_GT(PairsThatPay(20000, 50, 200), 4);
-  EXPECT_EQ(PairsThatPay(4000, 20, 200), 0) << "one tile";
-  EXPECT_EQ(PairsThatPay(1000, 50, 200), 0) << "too few stages";
-  EXPECT_EQ(PairsThatPay(4000, 256, 1), 0) << "products bind";
+  EXPECT_GT(PairsThatPay(FewShot(20000, 50, 200)), 4);
+  EXPECT_EQ(PairsThatPay(FewShot(4000, 20, 200)), 0) << "one tile";
+  EXPECT_EQ(PairsThatPay(FewShot(1000, 50, 200)), 0) << "too few stages";
+  EXPECT_EQ(PairsThatPay(FewShot(4000, 256, 1)), 0) << "products bind";
 }
 
 }  // namespace

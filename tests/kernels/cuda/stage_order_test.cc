@@ -19,7 +19,6 @@ using testing::RandomInt;
 using testing::Rng;
 
 constexpr int kHalfRows = kMostPackedRows / 2;
-constexpr int kStageGroups = kStageTokens / kGroupTokens;
 
 // Of wide partitions; of narrow ones kBoth is what others read, too, and kLower what none does.
 enum Kind { kBoth, kLower, kUpper };

@@ -16,6 +16,7 @@
 #include "kernels/cuda/tree_attention/device_plan.h"
 #include "tests/kernels/cuda/attention/device_problem.h"
 #include "tests/support/cuda_test.h"
+#include "tests/support/forest_builder.h"
 
 namespace espalier {
 namespace {
@@ -24,6 +25,7 @@ using testing::AttentionError;
 using testing::DeviceProblem;
 using testing::DeviceProblemOptions;
 using testing::Forest;
+using testing::ForestBuilder;
 using testing::kAllForestKinds;
 using testing::RandomChance;
 using testing::RandomForest;
@@ -176,53 +178,9 @@ INSTANTIATE_TEST_SUITE_P(Shapes, CudaTreeAttention,
                          ParamName);
 
 // Forests of one kind of work each, too large for chance.
-class ForestOf {
- public:
-  explicit ForestOf(int page_size) { forest_.shape.page_size = page_size; }
-
-  int AddNode(int parent, int tokens) {
-    return forest_.shape.AddNode(parent, tokens, 0, Pages(tokens));
-  }
-  void AddLeaf(int parent, int tokens) {
-    forest_.shape.AddQuery(AddNode(parent, tokens), tokens - 1);
-  }
-  // The node's last `tokens` are queries.
-  void AddRun(int parent, int prefix, int tokens) {
-    const int node = AddNode(parent, prefix + tokens);
-    for (int t = prefix; t < prefix + tokens; ++t) forest_.shape.AddQuery(node, t);
-  }
-  // A random draft tree, all of whose tokens are queries.
-  void AddDraft(Rng& rng, int parent, int tokens) {
-    std::vector<int> depth(tokens, 0);
-    for (int t = 1; t < tokens; ++t) depth[t] = RandomInt(rng, 0, depth[t - 1] + 1);
-    std::vector<int32_t> subtree_end(tokens);
-    for (int t = 0; t < tokens; ++t) {
-      subtree_end[t] = t + 1;
-      while (subtree_end[t] < tokens && depth[subtree_end[t]] > depth[t]) ++subtree_end[t];
-    }
-    const int node = forest_.shape.AddDraftNode(parent, 0, Pages(tokens), subtree_end);
-    for (int t = 0; t < tokens; ++t) forest_.shape.AddQuery(node, t);
-  }
-
-  Forest Finish() {
-    forest_.num_pages += 2;  // nobody's
-    return std::move(forest_);
-  }
-
- private:
-  std::vector<int32_t> Pages(int tokens) {
-    const int page = forest_.shape.page_size;
-    std::vector<int32_t> ids((tokens + page - 1) / page);
-    for (int32_t& id : ids) id = forest_.num_pages++;
-    return ids;
-  }
-
-  Forest forest_;
-};
-
 Forest WideTree(int page_size) {
   Rng rng(5);
-  ForestOf forest(page_size);
+  ForestBuilder forest(page_size);
   const int root = forest.AddNode(-1, 300);
   for (int i = 0; i < 1024; ++i) forest.AddLeaf(root, RandomInt(rng, 1, 40));
   return forest.Finish();
@@ -230,7 +188,7 @@ Forest WideTree(int page_size) {
 
 Forest ManyLevels(int page_size) {
   Rng rng(6);
-  ForestOf forest(page_size);
+  ForestBuilder forest(page_size);
   std::vector<int> level = {forest.AddNode(-1, 500)};
   for (const int fan_out : {4, 4, 4}) {
     std::vector<int> next;
@@ -248,7 +206,7 @@ Forest ManyLevels(int page_size) {
 }
 
 Forest LongPrefill(int page_size) {
-  ForestOf forest(page_size);
+  ForestBuilder forest(page_size);
   const int prompt = forest.AddNode(-1, 3000);
   forest.AddRun(prompt, 0, 700);
   forest.AddLeaf(prompt, 130);
@@ -256,7 +214,7 @@ Forest LongPrefill(int page_size) {
 }
 
 Forest ChunkOfPrefill(int page_size) {
-  ForestOf forest(page_size);
+  ForestBuilder forest(page_size);
   forest.AddRun(-1, 517, 200);
   forest.AddLeaf(-1, 900);
   forest.AddRun(-1, 0, 33);
@@ -265,7 +223,7 @@ Forest ChunkOfPrefill(int page_size) {
 
 Forest Drafts(int page_size) {
   Rng rng(7);
-  ForestOf forest(page_size);
+  ForestBuilder forest(page_size);
   const int prompt = forest.AddNode(-1, 1000);
   for (const int tokens : {1, 5, 64, 96, 200}) {
     forest.AddDraft(rng, forest.AddNode(prompt, RandomInt(rng, 1, 100)), tokens);
@@ -274,7 +232,7 @@ Forest Drafts(int page_size) {
 }
 
 Forest LongChain(int page_size) {
-  ForestOf forest(page_size);
+  ForestBuilder forest(page_size);
   forest.AddLeaf(-1, 8000);
   return forest.Finish();
 }
